@@ -1,0 +1,45 @@
+"""LyCORIS adapters, exactly as they were trained: load, apply, save. Needs torch and numpy only.
+
+    >>> import lycoris_algos
+    >>> adapters = lycoris_algos.load("my_lokr.safetensors")
+    >>> for name, layer in adapters.items():
+    ...     layer.add_to_(weights[name], 0.7)
+
+The library knows nothing of ComfyUI, never prints and never picks a device. What an algorithm does is in
+its file under ``adapters``; the multiplier means the same for all of them: W(m) = W + m·ΔW(W).
+"""
+
+from .adapters import LayerAdapter, apply_
+from .errors import (
+    AmbiguousAdapterError,
+    BadValueError,
+    FileFormatError,
+    LycorisError,
+    NoMatchError,
+    NotAnAdapterError,
+    ShapeMismatchError,
+    UnknownAdapterError,
+)
+from .inspection import describe
+from .network import AdapterSet, Unmatched, from_tensors, load, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdapterSet",
+    "AmbiguousAdapterError",
+    "BadValueError",
+    "FileFormatError",
+    "LayerAdapter",
+    "LycorisError",
+    "NoMatchError",
+    "NotAnAdapterError",
+    "ShapeMismatchError",
+    "UnknownAdapterError",
+    "Unmatched",
+    "apply_",
+    "describe",
+    "from_tensors",
+    "load",
+    "save",
+]

@@ -1,0 +1,17 @@
+"""Names for the few shapes of data that travel between the folders of this library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from torch import Tensor
+
+#: Tensors of one file, by their key in the file.
+StateDict: TypeAlias = Mapping[str, Tensor]
+
+#: ``progress(done, total, what)``: called now and then by long work.
+Progress: TypeAlias = Callable[[int, int, str], None]
+
+#: ``cancel()`` answers True when the user wants long work to stop.
+Cancel: TypeAlias = Callable[[], bool]

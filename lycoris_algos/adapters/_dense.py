@@ -1,0 +1,57 @@
+"""Parts that store their change as it is, element for element. One algebra, four keys (full.py, norm.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import ShapeMismatchError
+from ..ops.dtypes import to_compute
+from ..ops.rows import row_blocks, rows_per_block
+from ._base import Part
+
+
+@dataclass(frozen=True, eq=False)
+class DenseDelta(Part):
+    """ΔW is the stored tensor, in the parameter's own shape."""
+
+    change: Tensor
+
+    def check(self) -> None:
+        if self.change.numel() == 0:
+            raise ShapeMismatchError(f"{self.title} holds an empty tensor")
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        shape = self.change.shape
+        return (shape[0] if shape else 1), math.prod(shape[1:])
+
+    def fits(self, shape: Sequence[int]) -> None:
+        if tuple(self.change.shape) != tuple(shape):
+            raise ShapeMismatchError(
+                f"{self.title} is {'×'.join(map(str, self.change.shape))}, "
+                f"but the {self.target} is {'×'.join(map(str, shape))}"
+            )
+
+    def ready(self, device: torch.device, dtype: torch.dtype) -> DenseDelta:
+        # Moved, but not cast: a cast copy would be as large as the weight. add_rows_ casts by blocks.
+        moved = self.change.to(device, non_blocking=True)
+        return replace(self, change=moved.reshape(self.matrix_shape))
+
+    def ready_delta(self, weight: Tensor | None) -> Tensor:
+        dtype = torch.promote_types(self.change.dtype, torch.float32)
+        return to_compute(self.change, self.change.device, dtype)
+
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float) -> None:
+        count, columns = rows.shape
+        if self.change.dtype == rows.dtype:
+            rows.add_(self.change[start : start + count], alpha=multiplier)
+            return
+        step = rows_per_block(columns, rows.dtype, rows.device)
+        for begin, end in row_blocks(count, step):
+            own = self.change[start + begin : start + end].to(rows.dtype)
+            rows[begin:end].add_(own, alpha=multiplier)

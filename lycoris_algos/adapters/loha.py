@@ -1,0 +1,97 @@
+"""LoHa: the Hadamard (elementwise) product of two low-rank matrices.
+
+    ΔW = α/r · (w1a·w1b) ⊙ (w2a·w2b)          w1a, w2a (o, r), w1b, w2b (r, i·∏k)
+
+With Tucker kernels t1, t2 (r, r, k…) each half is Σ_ab t[a, b, k…]·wa[a, p]·wb[b, q], and wa is stored
+transposed, (r, o), wb (r, i). The rank is always that of ``hada_w1_b``, whose first axis is r in every form.
+α/r enters once: LyCORIS' own merge applies it twice, its training forward does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..ops.dtypes import to_compute
+from ..ops.rows import row_blocks, rows_per_block
+from ..ops.tucker import absorb_input
+from ._base import Core, number, require_equal, require_matrix, scale, tensor
+from ._keys import KeySpec
+
+
+@dataclass(frozen=True, eq=False)
+class LoHa(Core):
+    """One layer's LoHa. Formula and shapes: this module."""
+
+    algo: ClassVar[str] = "loha"
+    title: ClassVar[str] = "LoHa"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2108.06098"
+    keys: ClassVar[KeySpec] = KeySpec(
+        required=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+        together=(("hada_t1", "hada_t2"),),
+        optional=("alpha",),
+    )
+
+    w1_a: Tensor = tensor("hada_w1_a")
+    w1_b: Tensor = tensor("hada_w1_b")
+    w2_a: Tensor = tensor("hada_w2_a")
+    w2_b: Tensor = tensor("hada_w2_b")
+    t1: Tensor | None = tensor("hada_t1", optional=True)
+    t2: Tensor | None = tensor("hada_t2", optional=True)
+    alpha: float | None = number("alpha")
+
+    @property
+    def rank(self) -> int:
+        return self.w1_b.shape[0]
+
+    def check(self) -> None:
+        for name, value in self.tensors():
+            require_matrix(name, value)
+        for n, a, b, t in ((1, self.w1_a, self.w1_b, self.t1), (2, self.w2_a, self.w2_b, self.t2)):
+            ranks = {f"hada_w{n}_b": b.shape[0]}
+            ranks[f"hada_w{n}_a"] = a[0].numel() if t is None else a.shape[0]
+            if t is not None:
+                ranks[f"hada_t{n}"] = t.shape[0]
+                ranks[f"hada_t{n} (second axis)"] = t.shape[1]
+            require_equal("rank", ranks)
+        (o1, i1), (o2, i2) = self._half_shape(1), self._half_shape(2)
+        require_equal("output size", {"hada_w1_a": o1, "hada_w2_a": o2})
+        require_equal("input size", {"hada_w1_b": i1, "hada_w2_b": i2})
+
+    def _half_shape(self, half: int) -> tuple[int, int]:
+        a, b, t = (self.w1_a, self.w1_b, self.t1) if half == 1 else (self.w2_a, self.w2_b, self.t2)
+        if t is None:
+            return a.shape[0], b[0].numel()
+        return a[0].numel(), b[0].numel() * t[0, 0].numel()
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        return self._half_shape(1)
+
+    def ready(self, device: torch.device, dtype: torch.dtype) -> LoHa:
+        def half(a: Tensor, b: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
+            a, b = to_compute(a, device, dtype).flatten(1), to_compute(b, device, dtype).flatten(1)
+            return (a, b) if t is None else (a.T, absorb_input(to_compute(t, device, dtype), b))
+
+        w1_a, w1_b = half(self.w1_a, self.w1_b, self.t1)
+        w2_a, w2_b = half(self.w2_a, self.w2_b, self.t2)
+        return replace(self, w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, t1=None, t2=None)
+
+    def ready_delta(self, weight: Tensor | None) -> Tensor:
+        w1 = (self.w1_a * scale(self.alpha, self.rank)) @ self.w1_b
+        return w1 * (self.w2_a @ self.w2_b)
+
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float) -> None:
+        # Both products are as large as the weight, so they are made a block at a time in two buffers.
+        count, columns = rows.shape
+        step = min(count, rows_per_block(columns, rows.dtype, rows.device))
+        first, second = rows.new_empty((2, step, columns))
+        value = multiplier * scale(self.alpha, self.rank)
+        for begin, end in row_blocks(count, step):
+            own = slice(start + begin, start + end)
+            w1 = torch.mm(self.w1_a[own], self.w1_b, out=first[: end - begin])
+            w2 = torch.mm(self.w2_a[own], self.w2_b, out=second[: end - begin])
+            rows[begin:end].addcmul_(w1, w2, value=value)

@@ -1,0 +1,144 @@
+"""LoKr: a Kronecker product of two small matrices, either of which may be low-rank itself.
+
+    ΔW = s · w1 ⊗ w2          w1 (o1, i1), w2 (o2, i2·∏k), o = o1·o2, i = i1·i2
+
+w1 is stored whole (``lokr_w1``) or as ``lokr_w1_a``·``lokr_w1_b``; w2 whole (``lokr_w2``, (o2, i2, k…)), as
+``lokr_w2_a``·``lokr_w2_b``, or with a Tucker kernel ``lokr_t2`` (r, r, k…), where ``lokr_w2_a`` is stored
+transposed, (r, o2). s = α/r with r from whichever factor is low-rank, once even when both are; 1 when both
+are whole, where trainers ignore alpha.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..ops.dtypes import to_compute
+from ..ops.kronecker import add_kron_rows_
+from ..ops.tucker import absorb_input
+from ._base import Core, number, require_equal, require_matrix, scale, tensor
+from ._keys import KeySpec
+
+
+@dataclass(frozen=True, eq=False)
+class LoKr(Core):
+    """One layer's LoKr. Formula and shapes: this module."""
+
+    algo: ClassVar[str] = "lokr"
+    title: ClassVar[str] = "LoKr"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2309.14859"
+    keys: ClassVar[KeySpec] = KeySpec(
+        choices=(
+            (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")),
+            (
+                ("lokr_w2",),
+                ("lokr_w2_a", "lokr_w2_b"),
+                ("lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+            ),
+        ),
+        optional=("alpha",),
+    )
+
+    w1: Tensor | None = tensor("lokr_w1", optional=True)
+    w1_a: Tensor | None = tensor("lokr_w1_a", optional=True)
+    w1_b: Tensor | None = tensor("lokr_w1_b", optional=True)
+    w2: Tensor | None = tensor("lokr_w2", optional=True)
+    w2_a: Tensor | None = tensor("lokr_w2_a", optional=True)
+    w2_b: Tensor | None = tensor("lokr_w2_b", optional=True)
+    t2: Tensor | None = tensor("lokr_t2", optional=True)
+    alpha: float | None = number("alpha")
+
+    @property
+    def rank(self) -> int | None:
+        # The second axis of an _a factor is no rank where a Tucker kernel transposes it; a _b's first is.
+        low_rank = self.w2_b if self.w2_b is not None else self.w1_b
+        return None if low_rank is None else low_rank.shape[0]
+
+    def check(self) -> None:
+        for name, value in self.tensors():
+            require_matrix(name, value)
+        if self.w1_a is not None and self.w1_b is not None:
+            require_equal("rank", {"lokr_w1_a": self.w1_a[0].numel(), "lokr_w1_b": self.w1_b.shape[0]})
+        if self.w2_a is not None and self.w2_b is not None:
+            ranks = {"lokr_w2_b": self.w2_b.shape[0]}
+            ranks["lokr_w2_a"] = self.w2_a[0].numel() if self.t2 is None else self.w2_a.shape[0]
+            if self.t2 is not None:
+                ranks["lokr_t2"] = self.t2.shape[0]
+                ranks["lokr_t2 (second axis)"] = self.t2.shape[1]
+            require_equal("rank", ranks)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        (o1, i1), (o2, i2) = self._first_shape(), self._second_shape()
+        return o1 * o2, i1 * i2
+
+    def _first_shape(self) -> tuple[int, int]:
+        if self.w1 is not None:
+            return self.w1.shape[0], self.w1[0].numel()
+        a, b = _both(self.w1_a, self.w1_b)
+        return a.shape[0], b[0].numel()
+
+    def _second_shape(self) -> tuple[int, int]:
+        if self.w2 is not None:
+            return self.w2.shape[0], self.w2[0].numel()
+        a, b = _both(self.w2_a, self.w2_b)
+        if self.t2 is None:
+            return a.shape[0], b[0].numel()
+        return a[0].numel(), b[0].numel() * self.t2[0, 0].numel()
+
+    def ready(self, device: torch.device, dtype: torch.dtype) -> LoKr:
+        """w1 whole with s in it; w2 whole too, unless w1 is so small that w2 is nearly the weight."""
+
+        def moved(value: Tensor) -> Tensor:
+            return to_compute(value, device, dtype).flatten(1)
+
+        s = scale(self.alpha, self.rank)
+        if self.w1 is not None:
+            w1 = moved(self.w1)
+        else:
+            a, b = _both(self.w1_a, self.w1_b)
+            w1 = moved(a) @ moved(b)
+        w1 = w1 if s == 1.0 else w1 * s
+        if self.w2 is not None:
+            return LoKr(w1=w1, w2=moved(self.w2))
+        a, b = _both(self.w2_a, self.w2_b)
+        a, b = moved(a), moved(b)
+        if self.t2 is not None:
+            a, b = a.T, absorb_input(to_compute(self.t2, device, dtype), b)
+        if w1.numel() < _WHOLE_FROM and b.shape[0] < min(a.shape[0], b.shape[1]):
+            return LoKr(w1=w1, w2_a=a, w2_b=b)
+        return LoKr(w1=w1, w2=a @ b)
+
+    def ready_delta(self, weight: Tensor | None) -> Tensor:
+        assert self.w1 is not None  # a ready form has it
+        w2 = self.w2 if self.w2 is not None else torch.mm(*_both(self.w2_a, self.w2_b))
+        return torch.kron(self.w1, w2.contiguous())
+
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float) -> None:
+        assert self.w1 is not None
+        if self.w2 is not None:
+            add_kron_rows_(rows, start, self.w1, self.w2, multiplier)
+            return
+        # One product per element of a tiny w1, each over the rows and columns that it scales.
+        a, b = _both(self.w2_a, self.w2_b)
+        tall, wide = a.shape[0], b.shape[1]
+        end = start + rows.shape[0]
+        for block in range(start // tall, (end + tall - 1) // tall):
+            first, last = max(start, block * tall), min(end, (block + 1) * tall)
+            own = rows[first - start : last - start]
+            left = a[first - block * tall : last - block * tall]
+            for column in range(self.w1.shape[1]):
+                part = own[:, column * wide : (column + 1) * wide]
+                part.addmm_(left, b * self.w1[block, column], alpha=multiplier)
+
+
+# From this many elements of w1 on, a whole w2 is small beside the weight (its share is 1/numel).
+_WHOLE_FROM = 8
+
+
+def _both(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    assert a is not None and b is not None  # detection lets only complete pairs through
+    return a, b

@@ -1,0 +1,70 @@
+"""LoRA, and LoCon, its form for convolutions.
+
+    ΔW = α/r · up·down              up (o, r), down (r, i·∏k)
+    ΔW[p, q, k…] = α/r · Σ_ab up[p, a]·mid[a, b, k…]·down[b, q]     with a Tucker kernel mid (r, r, k…)
+
+Stored shapes: up (o, r) or (o, r, 1…), down (r, i), (r, i, k…) or, with mid, (r, i, 1…); i is the number of
+input channels of one group. DyLoRA of kohya's kind and extracted LoCon are stored the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..ops.dtypes import to_compute
+from ..ops.tucker import absorb_input
+from ._base import Core, number, require_equal, require_matrix, scale, tensor
+from ._keys import KeySpec
+
+
+@dataclass(frozen=True, eq=False)
+class LoRA(Core):
+    """One layer's LoRA. Formula and shapes: this module."""
+
+    algo: ClassVar[str] = "lora"
+    title: ClassVar[str] = "LoRA"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
+    keys: ClassVar[KeySpec] = KeySpec(
+        required=("lora_up.weight", "lora_down.weight"), optional=("lora_mid.weight", "alpha")
+    )
+
+    up: Tensor = tensor("lora_up.weight")
+    down: Tensor = tensor("lora_down.weight")
+    mid: Tensor | None = tensor("lora_mid.weight", optional=True)
+    alpha: float | None = number("alpha")
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def check(self) -> None:
+        for name, value in self.tensors():
+            require_matrix(name, value)
+        ranks = {"lora_up.weight": self.up[0].numel(), "lora_down.weight": self.down.shape[0]}
+        if self.mid is not None:
+            ranks["lora_mid.weight"] = self.mid.shape[0]
+            ranks["lora_mid.weight (second axis)"] = self.mid.shape[1]
+        require_equal("rank", ranks)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        kernel = 1 if self.mid is None else self.mid[0, 0].numel()
+        return self.up.shape[0], self.down[0].numel() * kernel
+
+    def ready(self, device: torch.device, dtype: torch.dtype) -> LoRA:
+        up = to_compute(self.up, device, dtype).flatten(1)
+        down = to_compute(self.down, device, dtype).flatten(1)
+        if self.mid is not None:
+            down = absorb_input(to_compute(self.mid, device, dtype), down)
+        return replace(self, up=up, down=down, mid=None)
+
+    def ready_delta(self, weight: Tensor | None) -> Tensor:
+        return (self.up * scale(self.alpha, self.rank)) @ self.down
+
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float) -> None:
+        up = self.up[start : start + rows.shape[0]]
+        rows.addmm_(up, self.down, alpha=multiplier * scale(self.alpha, self.rank))

@@ -1,0 +1,11 @@
+"""LyCORIS' own wrapper (``create_lycoris``), and SimpleTuner through it: ``lycoris_…``.
+
+The path is the one inside the wrapped module, flattened with underscores. One file holds one wrapped model,
+so nothing in a name says whether that is a diffusion model or a text encoder.
+"""
+
+from __future__ import annotations
+
+from ._base import Dialect
+
+DIALECT = Dialect(name="lycoris", title="LyCORIS wrapper", model_prefixes=("lycoris_",))

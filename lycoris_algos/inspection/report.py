@@ -1,0 +1,105 @@
+"""Texts about adapter sets, for people: what a file is, what was applied, and what was not and why.
+
+Nodes and the command line show these strings as they are. A report stays short however large the file:
+layers that differ only in their numbers are one line ("family"), and every family of unused keys is named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from ..adapters import LayerAdapter
+from ..formats import DIALECTS, is_text_layer
+from ..io import base_model, facts, trigger_words
+from ..network import AdapterSet, Unmatched
+
+_NUMBER = re.compile(r"\d+")
+
+
+def describe(adapter_set: AdapterSet) -> str:
+    """What a file holds: algorithms with layer counts and ranks, dtype, size, dialect, metadata."""
+    count, text = len(adapter_set), sum(map(is_text_layer, adapter_set))
+    where = f" ({count - text} in the model, {text} in the text encoder)" if text else ""
+    lines = [
+        f"{adapter_set.name}: {_plural(count, 'layer')}{where}",
+        *(f"  {line}" for line in algorithm_lines(adapter_set.values())),
+        f"  stored as {_dtypes(adapter_set)}, {_size(adapter_set.size_bytes)}",
+        f"  names as {_dialect_title(adapter_set.dialect)} spells them",
+    ]
+    base = base_model(adapter_set.metadata)
+    if base:
+        lines.append(f"  trained for {base}")
+    words = trigger_words(adapter_set.metadata)
+    if words:
+        lines.append(f"  trigger words: {', '.join(words)}")
+    lines += [f"  {name}: {value}" for name, value in facts(adapter_set.metadata)]
+    if adapter_set.unmatched:
+        lines += ["Not used:", *unmatched_lines(adapter_set.unmatched)]
+    return "\n".join(lines)
+
+
+def algorithm_lines(layers: Iterable[LayerAdapter]) -> list[str]:
+    """One line per combination of algorithms: "LoKr: 152 layers, rank 4, alpha 1"."""
+    ranks: dict[str, Counter[int]] = defaultdict(Counter)
+    alphas: dict[str, Counter[float]] = defaultdict(Counter)
+    totals: Counter[str] = Counter()
+    for layer in layers:
+        title = " + ".join(layer.titles)
+        totals[title] += 1
+        rank = layer.core.rank if layer.core is not None else None
+        alpha = getattr(layer.core, "alpha", None)
+        if rank is not None:
+            ranks[title][rank] += 1
+        if alpha is not None:
+            alphas[title][alpha] += 1
+    return [
+        f"{title}: {_plural(total, 'layer')}{_values('rank', ranks[title])}{_values('alpha', alphas[title])}"
+        for title, total in totals.most_common()
+    ]
+
+
+def unmatched_lines(unmatched: Iterable[Unmatched]) -> list[str]:
+    """One line per family of keys and reason: "- 19× lora_unet_double_blocks_*_img_mod: reason"."""
+    families: Counter[tuple[str, str]] = Counter()
+    example: dict[tuple[str, str], str] = {}
+    for item in unmatched:
+        family = (_NUMBER.sub("*", item.key), item.reason)
+        families[family] += 1
+        example.setdefault(family, item.key)
+    return [
+        f"  - {example[family] if count == 1 else f'{count}× {family[0]}'}: {family[1]}"
+        for family, count in families.most_common()
+    ]
+
+
+def _values(name: str, counts: Counter[int] | Counter[float]) -> str:
+    if not counts:
+        return ""
+    found = sorted(counts)
+    if len(found) == 1:
+        return f", {name} {found[0]:g}"
+    return f", {name} {found[0]:g} to {found[-1]:g} (mostly {counts.most_common(1)[0][0]:g})"
+
+
+def _dtypes(adapter_set: AdapterSet) -> str:
+    found = Counter(
+        str(tensor.dtype).removeprefix("torch.")
+        for layer in adapter_set.values()
+        for component in layer.components()
+        for _, tensor in component.tensors()
+    )
+    return " and ".join(name for name, _ in found.most_common())
+
+
+def _dialect_title(name: str) -> str:
+    return next((dialect.title for dialect in DIALECTS if dialect.name == name), "an unknown program")
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,216 @@
+"""A file that appears whole or not at all, and never in place of another one.
+
+The bytes go to a hidden ``.NAME.PID.part`` beside the wanted name, which no program lists as a
+model. When it is complete and on the disk it gets its real name by a hard link, which fails if the
+name is taken, so there is no moment at which an existing file could be lost or a half-written one be
+seen.
+
+A program that is killed leaves its part behind. Whether a part is still in use is told by a lock
+that the system drops with its owner, not by the process number: numbers are reused (in a container
+every start has the same one) and mean nothing to another computer that shares the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+from ..errors import LycorisError
+
+if sys.platform != "win32":
+    import fcntl
+
+# Where locks do not work, a part that nobody has touched for so long is taken for abandoned.
+_ABANDONED_AFTER_S = 24 * 3600
+_MAX_COUNTER = 99_999
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_NO_LOCKS = (*_UNSUPPORTED, errno.ENOLCK, errno.EINVAL)
+_NO_LINKS = (*_UNSUPPORTED, errno.EPERM, errno.EACCES, errno.EMLINK)
+
+
+class PartFile:
+    """One hidden file being written. Call ``publish`` or ``discard`` exactly once at the end."""
+
+    def __init__(self, wanted: Path) -> None:
+        """Creates the part for ``wanted``, after removing parts of killed writers of that name.
+
+        Raises OSError.
+        """
+        self._wanted = wanted
+        remove_abandoned_parts(wanted)
+        self._path, self._handle = _create(wanted)
+
+    def write(self, data: memoryview) -> None:
+        """Appends ``data`` (bytes, contiguous). Raises OSError, ENOSPC among them."""
+        done = 0
+        while done < len(data):
+            # One call writes 2 GB at most on Linux, whatever it is given.
+            done += self._handle.write(data[done:])
+
+    def publish(self) -> Path:
+        """Makes the part a real file under the wanted name, or the next free one; answers its path.
+
+        Raises OSError; then the part is still there, to be discarded.
+        """
+        os.fsync(self._handle.fileno())
+        if sys.platform == "win32":
+            self._handle.close()  # an open file cannot be renamed there
+        final = _give_free_name(self._path, self._wanted)
+        with contextlib.suppress(OSError):
+            self._handle.close()
+        _sync_folder(final.parent)
+        return final
+
+    def discard(self) -> None:
+        """Removes the part. Never raises: it runs while another error is on its way."""
+        with contextlib.suppress(OSError):
+            self._handle.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+
+def remove_abandoned_parts(wanted: Path) -> None:
+    """Removes parts for ``wanted`` whose writers are gone. Best effort: trouble is no error."""
+    pattern = re.compile(re.escape(f".{wanted.name}.") + r"\d+(-\d+)?\.part")
+    with contextlib.suppress(OSError):
+        for path in list(wanted.parent.iterdir()):
+            if pattern.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                with contextlib.suppress(OSError):
+                    _remove_if_abandoned(path)
+
+
+def free_names(wanted: Path) -> Iterator[Path]:
+    """``NAME.suffix``, then ``NAME_00002.suffix``, ``NAME_00003.suffix`` …"""
+    yield wanted
+    for counter in range(2, _MAX_COUNTER + 1):
+        yield wanted.with_name(f"{wanted.stem}_{counter:05d}{wanted.suffix}")
+    raise LycorisError(f"no free name is left: {_MAX_COUNTER:,} files of this name exist")
+
+
+def _create(wanted: Path) -> tuple[Path, FileIO]:
+    for attempt in itertools.count(1):
+        # Two threads of one process may write the same name, so the number alone is not unique.
+        number = str(os.getpid()) if attempt == 1 else f"{os.getpid()}-{attempt}"
+        path = wanted.with_name(f".{wanted.name}.{number}.part")
+        try:
+            handle = path.open("xb", buffering=0)
+        except FileExistsError:
+            continue
+        try:
+            _lock(handle)
+        except OSError:
+            handle.close()
+            path.unlink()
+            raise
+        if _is_same_file(handle, path):
+            return path, handle
+        # Another writer took it for abandoned in the instant before it was locked.
+        handle.close()
+    raise AssertionError("unreachable: count() has no end")
+
+
+def _lock(handle: FileIO) -> None:
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+
+
+def _is_same_file(handle: FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    if sys.platform == "win32":
+        # An open file cannot be removed there; the age protects one that is about to be renamed.
+        if _is_old(path):
+            path.unlink()
+    else:
+        with path.open("rb", buffering=0) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS or not _is_old(path):
+                    return
+            if _is_same_file(handle, path):
+                path.unlink()
+
+
+def _is_old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S
+
+
+def _give_free_name(part: Path, wanted: Path) -> Path:
+    for candidate in free_names(wanted):
+        try:
+            _move_without_overwriting(part, candidate)
+        except FileExistsError:
+            continue
+        return candidate
+    raise AssertionError("unreachable: free_names() raises at its end")
+
+
+def _move_without_overwriting(part: Path, candidate: Path) -> None:
+    """Renames ``part``; FileExistsError if ``candidate`` exists, which then stays as it is."""
+    if sys.platform == "win32":
+        part.rename(candidate)  # refuses an existing target on this system
+        return
+    try:
+        os.link(part, candidate)
+    except OSError as error:
+        if isinstance(error, FileExistsError) or error.errno not in _NO_LINKS:
+            raise
+        _rename_if_free(part, candidate)
+    else:
+        # The new name is complete already; a part that cannot be removed now is removed later.
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _rename_if_free(part: Path, candidate: Path) -> None:
+    # File systems without hard links (memory cards, some network shares) have no rename that
+    # refuses. The lock on the folder keeps our own writers apart; against other programs there
+    # remains the instant between the look and the rename.
+    with _folder_lock(part.parent):
+        if os.path.lexists(candidate):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(candidate))
+        part.rename(candidate)
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+    else:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Makes the new name survive a power cut. Some systems cannot; the file itself is safe anyway.
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,157 @@
+"""Reads tensors of a safetensors file one at a time, into memory that belongs to the caller.
+
+Nothing is memory-mapped: a mapped file that somebody overwrites changes tensors that are already in
+use, or kills the process, and Windows keeps it locked. So every tensor is read to its end by
+position into fresh memory, and after ``close`` nothing depends on the file any more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ..errors import FileFormatError, LycorisError
+from ._paths import naming_file, open_regular, size_of
+from ._text import human_size, quoted
+from .header import Header, TensorInfo, parse_header
+
+# Where the system has them, positional reads leave the handle's own position alone, which a forked
+# process shares with its parent.
+_preadv: Callable[[int, list[memoryview], int], int] | None = getattr(os, "preadv", None)
+
+
+class SafetensorsReader(Mapping[str, Tensor]):
+    """The tensors of one file by name, in the order of the file; each access reads from the disk.
+
+    ``reader[name]`` answers a fresh, contiguous CPU tensor of the file's dtype and shape; nothing
+    is cached. Reads from several threads are safe. Use it as a context manager, or call ``close``.
+
+    Raises FileFormatError for a file that is wrong or unreadable (naming it), KeyError for a name
+    that it does not hold, ValueError after ``close``.
+    """
+
+    header: Header
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        require_little_endian()
+        with naming_file(self.path):
+            handle = open_regular(self.path)
+            try:
+                self.header = parse_header(handle, size_of(handle))
+            except BaseException:
+                handle.close()
+                raise
+        self._handle = handle
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The texts that the file carries besides its tensors."""
+        return self.header.metadata
+
+    def __getitem__(self, name: str) -> Tensor:
+        info = self.header.tensors[name]
+        with naming_file(self.path):
+            tensor = _allocate(info)
+            self._fill(info, tensor)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping would answer by reading the tensor.
+        return name in self.header.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header.tensors)
+
+    def __len__(self) -> int:
+        return len(self.header.tensors)
+
+    def __enter__(self) -> SafetensorsReader:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Reads one tensor into ``out``, a contiguous CPU tensor of its dtype and shape.
+
+        For callers that reuse a (pinned) buffer. Raises as ``reader[name]`` does, and ValueError if
+        ``out`` does not fit.
+        """
+        info = self.header.tensors[name]
+        fits = out.dtype == info.dtype and tuple(out.shape) == info.shape
+        if not fits or not out.is_contiguous() or out.device.type != "cpu":
+            raise ValueError(
+                f"out must be a contiguous CPU tensor of {info.dtype} and shape {info.shape}"
+            )
+        with naming_file(self.path):
+            self._fill(info, out)
+
+    def close(self) -> None:
+        """Closes the file. Tensors that were read stay as they are. May be called twice."""
+        with self._lock:
+            self._handle.close()
+
+    def _fill(self, info: TensorInfo, tensor: Tensor) -> None:
+        if not info.nbytes:
+            return
+        target = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+        # The lock also keeps ``close`` away, after which the descriptor may be somebody else's.
+        with self._lock:
+            done = 0
+            while done < info.nbytes:
+                count = _read_at(self._handle, target[done:], info.start + done)
+                if not count:
+                    raise FileFormatError(
+                        f"the file ended inside tensor {quoted(info.name)}: "
+                        "it was changed while it was being read, load it again"
+                    )
+                done += count
+
+
+def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors (in the order of the file) and the metadata; the file is closed again.
+
+    Raises FileFormatError, naming the file.
+    """
+    with SafetensorsReader(path) as reader:
+        return dict(reader.items()), dict(reader.metadata)
+
+
+def require_little_endian() -> None:
+    """LycorisError on the rare computers whose byte order is not that of the format."""
+    if sys.byteorder != "little":
+        raise LycorisError("safetensors files cannot be used on this computer (big-endian)")
+
+
+def _allocate(info: TensorInfo) -> Tensor:
+    # ComfyUI calls nodes in inference mode; tensors made there could never be trained on later.
+    try:
+        with torch.inference_mode(False):
+            return torch.empty(info.shape, dtype=info.dtype, device="cpu")
+    except (RuntimeError, MemoryError) as error:
+        raise LycorisError(
+            f"not enough memory for tensor {quoted(info.name)} of {human_size(info.nbytes)}"
+        ) from error
+
+
+def _read_at(handle: FileIO, target: memoryview, position: int) -> int:
+    """Reads at most ``len(target)`` bytes at ``position``; answers how many, 0 at the end."""
+    if _preadv is not None:
+        return _preadv(handle.fileno(), [target], position)
+    handle.seek(position)
+    return handle.readinto(target) or 0

@@ -1,0 +1,247 @@
+"""Writes safetensors files tensor by tensor, so that memory does not grow with the file.
+
+Names, dtypes and shapes are known before the first number is, so the header is written first and is
+final. Tensors then follow in ``order``, the order of the official library (wide dtypes first, then
+by name), which keeps every tensor aligned and makes both writers' files equal byte for byte. The
+file appears under its name only when it is complete; see ``_part``.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ..errors import LycorisError
+from ._dtypes import DTYPE_RANKS, name_of_dtype
+from ._part import PartFile
+from ._paths import explain_os_error, naming_file
+from ._text import human_size, size_pair
+from .header import METADATA_KEY
+from .reader import require_little_endian
+from .sniff import MAX_HEADER_BYTES
+
+_ALIGNMENT = 8
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class SafetensorsWriter:
+    """Writes one safetensors file; use it as a context manager.
+
+    ``tensors`` maps each name to its (dtype, shape). Inside the ``with`` block call ``write`` once
+    for each name, in ``order``. Leaving the block publishes the file; leaving it by any exception
+    removes every trace of it. An existing file is never replaced: ``path`` tells the name that was
+    used, ``NAME_00002.safetensors`` and so on if the wanted one was taken.
+
+    Raises LycorisError (naming the file) if the disk is full or refuses, FileFormatError for a
+    dtype that safetensors lacks, ValueError for a name or text that cannot be stored.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        require_little_endian()
+        self._wanted = Path(path)
+        self._plan = {name: (dtype, tuple(shape)) for name, (dtype, shape) in tensors.items()}
+        with naming_file(self._wanted):
+            self._sizes = {name: _nbytes(*entry) for name, entry in self._plan.items()}
+            self.order = _file_order(self._plan)
+        self._header = _encode_header(self._plan, self._sizes, self.order, metadata or {})
+        #: Size of the finished file in bytes.
+        self.file_size = len(self._header) + sum(self._sizes.values())
+        self._part: PartFile | None = None
+        self._written = 0
+        self._final: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the finished file is; ValueError before the ``with`` block has ended well."""
+        if self._final is None:
+            raise ValueError("the file is not finished")
+        return self._final
+
+    def __enter__(self) -> SafetensorsWriter:
+        if self._part is not None or self._final is not None:
+            raise ValueError("a writer writes one file, once")
+        with self._explaining():
+            self._require_space()
+            self._part = PartFile(self._wanted)
+        self._append(memoryview(self._header))
+        return self
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Writes one tensor (any device, any strides) of the dtype and shape that was announced.
+
+        Raises LycorisError if the disk refuses, ValueError if ``name`` is not the next in ``order``
+        or the tensor is not what was announced.
+        """
+        if self._written == len(self.order):
+            raise ValueError(f"{name!r} was not announced, or is written twice")
+        expected = self.order[self._written]
+        if name != expected:
+            raise ValueError(f"write {expected!r} next, not {name!r}: see .order")
+        dtype, shape = self._plan[name]
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name!r} was announced as {dtype} {shape}, but is "
+                f"{tensor.dtype} {tuple(tensor.shape)}"
+            )
+        self._append(_bytes_of(tensor))
+        self._written += 1
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._part is None:  # a failed write has cleaned up already
+            return
+        try:
+            if exc_type is None:
+                self._publish(self._part)
+        finally:
+            self._discard()
+
+    def _publish(self, part: PartFile) -> None:
+        if self._written < len(self.order):
+            missing = ", ".join(repr(name) for name in self.order[self._written :][:3])
+            raise ValueError(f"the file is not complete, the next to be written: {missing}")
+        with self._explaining():
+            self._final = part.publish()
+        self._part = None
+
+    def _append(self, data: memoryview) -> None:
+        if self._part is None:
+            raise ValueError("the writer is not open: use it in a with block")
+        try:
+            with self._explaining():
+                self._part.write(data)
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        if self._part is not None:
+            self._part.discard()
+            self._part = None
+
+    def _require_space(self) -> None:
+        usage = shutil.disk_usage(self._wanted.parent)
+        # Some network file systems report nothing at all; then only trying tells.
+        if usage.total and usage.free < self.file_size:
+            raise OSError(errno.ENOSPC, "")
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        with naming_file(self._wanted):
+            try:
+                yield
+            except OSError as error:
+                raise LycorisError(self._explain(error)) from error
+
+    def _explain(self, error: OSError) -> str:
+        folder = self._wanted.parent
+        if error.errno in _NO_SPACE:
+            needed, there = size_pair(self.file_size, _free_space(folder))
+            return (
+                f"no space left in folder '{folder}': the file needs {needed}, there is {there}. "
+                "Nothing was written: make room, or save to another disk"
+            )
+        if error.errno == errno.EFBIG:
+            return (
+                f"a file of {human_size(self.file_size)} is larger than its disk or this account may hold: "
+                "save to another disk"
+            )
+        if error.errno == errno.ENAMETOOLONG:
+            return "the name is too long: choose a shorter one"
+        if isinstance(error, FileNotFoundError):
+            return f"there is no folder '{folder}'"
+        return f"it could not be written in folder '{folder}': {explain_os_error(error)}"
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Writes ``tensors`` to a new safetensors file and answers its path.
+
+    The path is ``path``, or the next free ``NAME_00002.safetensors`` … if that exists. Raises as
+    SafetensorsWriter does.
+    """
+    plan = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    writer = SafetensorsWriter(path, plan, metadata)
+    with writer:
+        for name in writer.order:
+            writer.write(name, tensors[name])
+    return writer.path
+
+
+def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    name_of_dtype(dtype)  # refuses a dtype that has no name in the format
+    return math.prod(shape) * dtype.itemsize
+
+
+def _file_order(plan: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[str, ...]:
+    return tuple(sorted(plan, key=lambda name: (-DTYPE_RANKS[plan[name][0]], _encoded(name))))
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except (UnicodeEncodeError, AttributeError) as error:
+        raise ValueError(f"safetensors files cannot hold the text {text!r}") from error
+
+
+def _encode_header(
+    plan: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    sizes: Mapping[str, int],
+    order: Sequence[str],
+    metadata: Mapping[str, str],
+) -> bytes:
+    entries: dict[str, object] = {}
+    if metadata:
+        for key, value in metadata.items():
+            _encoded(key)
+            _encoded(value)
+        entries[METADATA_KEY] = dict(sorted(metadata.items()))
+    position = 0
+    for name in order:
+        if name == METADATA_KEY:
+            raise ValueError(f"{name!r} is no name for a tensor: the format uses it itself")
+        dtype, shape = plan[name]
+        end = position + sizes[name]
+        entries[name] = {
+            "dtype": name_of_dtype(dtype),
+            "shape": list(shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {len(text):,} bytes is more than the format allows")
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The tensor's numbers in the order of the file; a copy only where device or strides ask it."""
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()
+    return plain.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _free_space(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0

@@ -1,0 +1,7 @@
+"""A whole file of adapters: what it is (``AdapterSet``), how it is read and written."""
+
+from .adapter_set import AdapterSet, Unmatched
+from .load import from_tensors, load
+from .save import save, to_tensors
+
+__all__ = ["AdapterSet", "Unmatched", "from_tensors", "load", "save", "to_tensors"]

@@ -1,0 +1,29 @@
+"""From an ``AdapterSet`` to a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ..io import save_tensors
+from .adapter_set import AdapterSet
+
+
+def to_tensors(adapter_set: AdapterSet) -> dict[str, Tensor]:
+    """{key: tensor} as a file holds them: the set's own layer names, LyCORIS' suffixes."""
+    return {
+        f"{layer}.{suffix}": value
+        for layer, adapter in adapter_set.items()
+        for suffix, value in adapter.to_tensors().items()
+    }
+
+
+def save(adapter_set: AdapterSet, path: str | Path) -> Path:
+    """Writes ``adapter_set`` as safetensors, in its stored dtypes and dialect, with its metadata.
+
+    The file appears whole or not at all, and never over an existing one: the path that was written is
+    returned, with a counter in its name if ``path`` was taken. Raises FileFormatError when the file
+    cannot be written.
+    """
+    return save_tensors(Path(path), to_tensors(adapter_set), dict(adapter_set.metadata))

@@ -1,0 +1,26 @@
+"""Which number type the maths runs in, and how a tensor gets there.
+
+Decided once, here: everything is computed in float32 (float64 where the weight already is), whatever the
+factors and the weight are stored as, and rounded once on the way back. Factors are cast, never products.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """float64 if any of ``dtypes`` is float64, else float32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def to_compute(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """``tensor`` on ``device`` in ``dtype``; the tensor itself when it is there already.
+
+    The bytes travel in the stored dtype (half the traffic for fp16) and are cast on the target, except
+    where the target cannot hold that dtype at all (float8 and float64 on Apple's MPS).
+    """
+    if device.type == "mps" and (tensor.element_size() == 1 or tensor.dtype == torch.float64):
+        tensor = tensor.to(dtype)
+    return tensor.to(device, non_blocking=True).to(dtype)

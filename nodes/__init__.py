@@ -1,0 +1,24 @@
+"""The nodes, one file per task, and the extension that hands them to ComfyUI."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import apply, load, stack
+from .host.paths import register_folder
+
+NODES: list[type[io.ComfyNode]] = [*load.NODES, *stack.NODES, *apply.NODES]
+
+register_folder()
+
+
+class LyCORISExtension(ComfyExtension):
+    """What ComfyUI asks for the list of nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> LyCORISExtension:
+    """Called once by ComfyUI when it loads this pack."""
+    return LyCORISExtension()

@@ -1,0 +1,164 @@
+"""A stack onto a MODEL and a CLIP: clones, patches, and the report of what was done.
+
+The order matters for safety: everything is matched, and refused if it must be, before the first clone is
+made; the inputs are never touched. A strength of 0 adds no patch, so that every weight stays bit-identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from ...lycoris_algos import AdapterSet, NoMatchError, Unmatched
+from ...lycoris_algos.formats import is_text_layer
+from ...lycoris_algos.inspection import algorithm_lines, unmatched_lines
+from .keymap import Targets, clip_targets, model_targets
+from .matching import Match, match, patches
+from .stack import Stack, StackEntry
+
+
+class OnUnmatched(str, Enum):
+    """What to do about layers of a file that the model does not have."""
+
+    NOTHING = "error if nothing matches"
+    ANYTHING = "error if anything is unmatched"
+    REPORT = "report only"
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """The patched clones (the inputs themselves where nothing was patched) and the report."""
+
+    model: Any
+    clip: Any
+    report: str
+
+
+@dataclass(frozen=True, eq=False)
+class _FileMatch:
+    """One file of the stack against everything that is wired."""
+
+    entry: StackEntry
+    model: Match | None
+    clip: Match | None
+
+    @property
+    def placed(self) -> int:
+        return sum(len(found.placed) for found in (self.model, self.clip) if found is not None)
+
+    @property
+    def unmatched(self) -> tuple[Unmatched, ...]:
+        wired = [found.unmatched for found in (self.model, self.clip) if found is not None]
+        return (*self.entry.adapters.unmatched, *(item for part in wired for item in part))
+
+
+def apply_stack(
+    model: Any,
+    clip: Any,
+    stack: Stack,
+    strength_model: float,
+    strength_clip: float,
+    on_unmatched: OnUnmatched,
+) -> Applied:
+    """Patches clones of ``model`` and ``clip`` (either may be None) with ``stack``.
+
+    Raises NoMatchError as ``on_unmatched`` asks, before anything is cloned.
+    """
+    of_model = model_targets(model) if model is not None else None
+    of_clip = clip_targets(clip) if clip is not None else None
+    found = [_match_file(entry, of_model, of_clip) for entry in stack]
+    for item in found:
+        _refuse(item, of_model, of_clip, on_unmatched)
+    model_matches = [(f.model, f.entry.strength_model) for f in found if f.model is not None]
+    clip_matches = [(f.clip, f.entry.strength_clip) for f in found if f.clip is not None]
+    report = "\n".join(_file_report(item, of_clip is not None) for item in found)
+    return Applied(
+        _patched(model, model_matches, strength_model),
+        _patched(clip, clip_matches, strength_clip),
+        f"{_strengths(strength_model, strength_clip, clip)}\n{report}",
+    )
+
+
+def _match_file(entry: StackEntry, model: Targets | None, clip: Targets | None) -> _FileMatch:
+    """Text-encoder layers are looked up in the CLIP, others in the model.
+
+    A name that does not tell (LyCORIS' wrapper) goes to the CLIP if only that answers to it.
+    """
+    model_names = model.names if model is not None else {}
+    clip_names = clip.names if clip is not None else {}
+    text, rest = [], []
+    for layer in entry.adapters:
+        only_clip = layer in clip_names and layer not in model_names
+        (text if only_clip or is_text_layer(layer) else rest).append(layer)
+    return _FileMatch(
+        entry,
+        None if model is None else match(entry.adapters, rest, model),
+        None if clip is None else match(entry.adapters, text, clip),
+    )
+
+
+def _refuse(item: _FileMatch, model: Targets | None, clip: Targets | None, on_unmatched: OnUnmatched) -> None:
+    if on_unmatched is OnUnmatched.REPORT:
+        return
+    adapters = item.entry.adapters
+    wired = " and ".join(targets.what for targets in (model, clip) if targets is not None)
+    if item.placed == 0:
+        raise NoMatchError(
+            f"none of the {len(adapters)} layers of '{adapters.name}' fits {wired}.\n"
+            f"{_what_it_is(adapters)}\n" + "\n".join(unmatched_lines(item.unmatched)[:6]) + "\n"
+            f"{_advice(adapters, clip is not None)}"
+        )
+    if on_unmatched is OnUnmatched.ANYTHING and item.unmatched:
+        raise NoMatchError(
+            f"{len(item.unmatched)} entries of '{adapters.name}' do not fit {wired}:\n"
+            + "\n".join(unmatched_lines(item.unmatched))
+            + f"\nSet on_unmatched to '{OnUnmatched.NOTHING.value}' to apply the rest."
+        )
+
+
+def _what_it_is(adapters: AdapterSet) -> str:
+    return f"The file holds {'; '.join(algorithm_lines(adapters.values()))}."
+
+
+def _advice(adapters: AdapterSet, has_clip: bool) -> str:
+    if not has_clip and all(map(is_text_layer, adapters)):
+        return "The file changes only text encoders: connect a CLIP."
+    return "It was trained for another kind of model: use it with that, or remove it."
+
+
+def _patched(patcher: Any, matches: Sequence[tuple[Match, float]], strength: float) -> Any:
+    found = patches(matches) if strength != 0.0 else {}
+    if not found:
+        return patcher
+    clone = patcher.clone()
+    accepted = set(clone.add_patches(found, strength))
+    missing = [target for target in found if target not in accepted]
+    if missing:
+        raise NoMatchError(
+            f"ComfyUI took the change of {len(found) - len(missing)} of {len(found)} parameters only; "
+            f"it refused '{missing[0]}'. Nothing was applied"
+        )
+    return clone
+
+
+def _strengths(strength_model: float, strength_clip: float, clip: Any) -> str:
+    text = f"strength: model {strength_model:g}"
+    return text if clip is None else f"{text}, clip {strength_clip:g}"
+
+
+def _file_report(item: _FileMatch, has_clip: bool) -> str:
+    adapters, entry = item.entry.adapters, item.entry
+    text = sum(map(is_text_layer, adapters))
+    total = len(adapters) if has_clip else len(adapters) - text
+    own = f" at {entry.strength_model:g} (clip {entry.strength_clip:g})"
+    lines = [
+        f"{adapters.name}{own}: {item.placed} of {total} layers applied",
+        *(f"  {line}" for line in algorithm_lines(adapters.values())),
+    ]
+    if item.unmatched:
+        lines += ["  not applied:", *(f"  {line}" for line in unmatched_lines(item.unmatched))]
+    if text and not has_clip:
+        lines.append(f"  {text} text encoder layers are left out: no CLIP is connected")
+    return "\n".join(lines)

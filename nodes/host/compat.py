@@ -1,0 +1,35 @@
+"""One way to declare nodes for every supported ComfyUI (0.3.75 and newer).
+
+The V3 schema grows with the host: newer hosts accept more fields of a schema and more options of an input,
+older ones raise TypeError at them. Both helpers drop what this host does not know, so that a node is
+declared once, with everything that the newest host can show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from comfy_api.latest import io
+
+#: The type of the wire between our nodes: a tuple of ``StackEntry``.
+LYCORIS = io.Custom("LYCORIS")
+
+_SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
+
+
+def schema(**fields: Any) -> io.Schema:
+    """An ``io.Schema`` of the fields that this host knows."""
+    return io.Schema(**{name: value for name, value in fields.items() if name in _SCHEMA_FIELDS})
+
+
+def socket(kind: Any, id: str, **options: Any) -> Any:
+    """An input of ``kind`` (``io.Float``, ``LYCORIS`` …) with the options that this host knows."""
+    known = inspect.signature(kind.Input).parameters
+    return kind.Input(id, **{name: value for name, value in options.items() if name in known})
+
+
+def text_ui(text: str) -> dict[str, list[str]]:
+    """What a node returns beside its outputs for web/js/report.js to show ``text`` on it."""
+    return {"text": [text]}

@@ -1,0 +1,92 @@
+"""Adapter files against a model: what goes where, what does not and why, and the patches that follow.
+
+Nothing here changes a model. A layer is placed whole or not at all: its weight and its bias must both be
+there and have the right shape, otherwise the layer is listed with the reason. What to do about unplaced
+layers is the caller's decision.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ...lycoris_algos import AdapterSet, LayerAdapter, ShapeMismatchError, Unmatched
+from .keymap import Target, Targets
+from .patch import LycorisPatch
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A layer of a file, and the parameters of the model that it changes."""
+
+    layer: str
+    adapter: LayerAdapter
+    weight: Target | None
+    bias: Target | None
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """What became of the layers of one file."""
+
+    placed: tuple[Placed, ...]
+    unmatched: tuple[Unmatched, ...]
+
+
+def match(adapters: AdapterSet, layers: Iterable[str], targets: Targets) -> Match:
+    """Looks up ``layers`` of ``adapters`` among ``targets``, comparing shapes."""
+    placed: list[Placed] = []
+    unmatched: list[Unmatched] = []
+    for layer in layers:
+        found = _place(layer, adapters[layer], targets)
+        if isinstance(found, Placed):
+            placed.append(found)
+        else:
+            unmatched.append(Unmatched(layer, found))
+    return Match(tuple(placed), tuple(unmatched))
+
+
+def _place(layer: str, adapter: LayerAdapter, targets: Targets) -> Placed | str:
+    """Where ``adapter`` goes, or the reason why it cannot go anywhere."""
+    target = targets.find(layer)
+    shape = None if target is None else targets.shape(target)
+    if target is None or shape is None:
+        return f"{targets.what} has no such layer"
+    bias = None
+    try:
+        adapter.fits(shape)
+        if adapter.bias is not None:
+            bias = targets.bias_of(target)
+            bias_shape = None if bias is None else targets.shape(bias)
+            if bias_shape is None:
+                return f"it changes a bias, but this layer of {targets.what} has none"
+            adapter.bias.fits(bias_shape)
+    except ShapeMismatchError as error:
+        return f"{error}: it was trained for another model"
+    return Placed(layer, adapter, target if adapter.weight_components else None, bias)
+
+
+def patches(matches: Iterable[tuple[Match, float]]) -> dict[Target, LycorisPatch]:
+    """One patch per parameter out of (match, multiplier) of each file, in order of application.
+
+    Files with multiplier 0 add nothing, so that their weights stay bit-identical.
+    """
+    entries: dict[Target, list[tuple[LayerAdapter, float]]] = defaultdict(list)
+    names: dict[Target, set[str]] = defaultdict(set)
+    for found, multiplier in matches:
+        if multiplier == 0.0:
+            continue
+        for item in found.placed:
+            for target, adapter in ((item.weight, item.adapter), (item.bias, item.adapter.bias)):
+                if target is not None and adapter is not None:
+                    entries[target].append((adapter, multiplier))
+                    names[target].add(item.layer)
+    return {
+        target: LycorisPatch.of(own, names[target], has_function=_has_function(target))
+        for target, own in entries.items()
+    }
+
+
+def _has_function(target: Target) -> bool:
+    return not isinstance(target, str) and len(target) > 2

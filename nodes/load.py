@@ -1,0 +1,60 @@
+"""LoadLyCORIS: a file from disk onto a LYCORIS wire."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..lycoris_algos import describe
+from ..lycoris_algos.io import trigger_words
+from .host.compat import LYCORIS, schema, text_ui
+from .host.files import check_name, file_fingerprint, load_adapters
+from .host.inputs import file_input, strength_input
+from .host.stack import StackEntry
+
+
+class LoadLyCORIS(io.ComfyNode):
+    """Reads an adapter file of any supported algorithm and says what it is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoadLyCORIS",
+            display_name="Load LyCORIS",
+            category="LyCORIS",
+            description="Loads a LyCORIS or LoRA file (LoCon, LoHa, LoKr, full, norms) and tells what is "
+            "in it. Connect it to Apply LyCORIS to Model, or to Stack LyCORIS to combine several.",
+            search_aliases=["locon", "loha", "lokr", "lora", "lycoris loader"],
+            is_output_node=True,
+            inputs=[
+                file_input(),
+                strength_input("strength_model", "this file changes the diffusion model"),
+                strength_input("strength_clip", "this file changes the text encoder"),
+            ],
+            outputs=[
+                LYCORIS.Output(display_name="LYCORIS", tooltip="The file, as a stack of one."),
+                io.String.Output(display_name="report", tooltip="What the file holds, in words."),
+                io.String.Output(
+                    display_name="trigger words",
+                    tooltip="Words the file was trained on, from its metadata, separated by commas.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lycoris_name: str, **_: object) -> str:
+        return file_fingerprint(lycoris_name)
+
+    @classmethod
+    def validate_inputs(cls, lycoris_name: str) -> bool | str:
+        return check_name(lycoris_name)
+
+    @classmethod
+    def execute(cls, lycoris_name: str, strength_model: float, strength_clip: float) -> io.NodeOutput:
+        adapters = load_adapters(lycoris_name)
+        report = describe(adapters)
+        stack = (StackEntry(adapters, strength_model, strength_clip),)
+        words = ", ".join(trigger_words(adapters.metadata))
+        return io.NodeOutput(stack, report, words, ui=text_ui(report))
+
+
+NODES = [LoadLyCORIS]
