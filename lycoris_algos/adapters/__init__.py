@@ -11,7 +11,7 @@ from pkgutil import iter_modules
 
 from ._base import Component, Core, Part
 from ._layer import LayerAdapter, apply_
-from ._registry import component, cores, known_suffixes, parts
+from ._registry import component, cores, known_suffixes, modifiers, parts
 
 for _module in sorted(module.name for module in iter_modules(__path__)):
     if not _module.startswith("_"):
@@ -26,5 +26,6 @@ __all__ = [
     "component",
     "cores",
     "known_suffixes",
+    "modifiers",
     "parts",
 ]

@@ -1,155 +1,89 @@
-"""What every trained thing of a layer has in common, so that an algorithm's file holds only its own maths.
+"""What changes a weight: a *core* (LoRA, LoHa, LoKr …, at most one per layer) and *parts* (``diff`` …).
 
-A *component* is a frozen dataclass whose fields are the tensors and numbers of a file. Two kinds exist: a
-*core* (LoRA, LoHa, LoKr …, at most one per layer) and a *part* (``diff``, ``w_norm`` …, added to any core).
 Both answer the same questions:
 
-- ``ready(device, dtype)``: the same component in its plainest form, factors moved, cast and contracted as
-  far as that stays smaller than the weight. Everything below works on this form, so Tucker kernels, stored
-  dtypes and devices are dealt with in one place per algorithm.
+- ``ready(shape, device, dtype)``: the same component in its plainest form, factors moved, cast and
+  contracted as far as that stays smaller than the weight. Everything below works on this form, so Tucker
+  kernels, stored dtypes and devices are dealt with in one place per algorithm.
 - ``delta(weight)``: the definition of the algorithm, pure and differentiable.
-- ``add_rows_(rows, start, multiplier)``: the same, fused: adds multiplier·ΔW to some rows of the weight
-  without forming ΔW. A law test holds the two equal for every registered class.
-
-Fields are declared with ``tensor`` and ``number``, which name the key suffix they are stored under; loading,
-saving and the flat form that the ComfyUI bridge passes around are derived from that.
+- ``add_rows_(rows, start, multiplier, base)``: the same, fused: adds multiplier·ΔW to some rows of the
+  weight without forming ΔW. A law test holds the two equal for every registered class.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import BadValueError, ShapeMismatchError
+from ..errors import ShapeMismatchError
 from ..ops.dtypes import compute_dtype
 from . import _registry
-from ._keys import KeySpec
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-_KEY, _NUMBER = "key", "number"
+from ._stored import Stored
 
 
-def tensor(key: str, *, optional: bool = False) -> Any:
-    """A dataclass field holding the tensor stored as ``key``; None when ``optional`` and absent."""
-    default = None if optional else dataclasses.MISSING
-    return dataclasses.field(default=default, metadata={_KEY: key, _NUMBER: False})
+class Component(Stored):
+    """Something that adds ΔW to a parameter. Subclass ``Core`` or ``Part``, never this."""
 
-
-def number(key: str) -> Any:
-    """A dataclass field holding the number stored as the one-element tensor ``key``; None when absent."""
-    return dataclasses.field(default=None, metadata={_KEY: key, _NUMBER: True})
-
-
-class Component(ABC):
-    """A trained thing of one layer. Subclass ``Core`` or ``Part``, never this."""
-
-    #: Name in files, reports and the registry: lower case, stable for ever.
-    algo: ClassVar[str]
-    #: Name for people.
-    title: ClassVar[str]
-    #: Where the maths comes from: a paper, or the program that defined the format.
-    reference: ClassVar[str]
-    #: The key suffixes it is stored under.
-    keys: ClassVar[KeySpec]
     #: Whether ΔW depends on W.
     needs_weight: ClassVar[bool] = False
 
-    # ---- files ----------------------------------------------------------------------------------
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Builds it from {suffix: tensor} and checks that the factors fit each other.
-
-        Raises ShapeMismatchError or BadValueError; the caller adds file and layer.
-        """
-        values: dict[str, Tensor | float | None] = {}
-        for field in _fields(cls):
-            key = field.metadata[_KEY]
-            stored = tensors.get(key)
-            if stored is not None and field.metadata[_NUMBER]:
-                values[field.name] = _as_number(key, stored)
-            else:
-                values[field.name] = stored
-        component = cls(**values)
-        component.check()
-        return component
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """{suffix: tensor}, the inverse of ``from_tensors``; numbers become float32 scalars."""
-        stored: dict[str, Tensor] = {}
-        for field in _fields(type(self)):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                stored[field.metadata[_KEY]] = value
-            elif value is not None:
-                stored[field.metadata[_KEY]] = torch.tensor(value, dtype=torch.float32)
-        return stored
-
-    def to_values(self) -> tuple[Tensor | float | None, ...]:
-        """The field values in order: a flat form that survives being moved tensor by tensor."""
-        return tuple(getattr(self, field.name) for field in _fields(type(self)))
-
-    @classmethod
-    def from_values(cls, values: Iterator[Any]) -> Self:
-        """The inverse of ``to_values``; takes as many items from ``values`` as there are fields."""
-        return cls(*(next(values) for _ in _fields(cls)))
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(suffix, tensor) of every tensor field."""
-        for field in _fields(type(self)):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                yield field.metadata[_KEY], value
-
     # ---- shapes ---------------------------------------------------------------------------------
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raises ShapeMismatchError or BadValueError if the factors do not fit each other."""
 
     @property
     @abstractmethod
-    def matrix_shape(self) -> tuple[int, int]:
-        """(o, ∏…): the shape of ΔW as a matrix of rows."""
+    def matrix_shape(self) -> tuple[int | None, int | None]:
+        """(o, ∏…): the shape of ΔW as a matrix of rows; None where any size will do."""
 
     def fits(self, shape: Sequence[int]) -> None:
         """Raises ShapeMismatchError unless a weight of ``shape`` can take this ΔW."""
-        rows, columns = self.matrix_shape
-        wanted = (shape[0] if shape else 1, math.prod(shape[1:]))
-        if (rows, columns) != wanted:
+        own = self.matrix_shape
+        weight = (shape[0] if shape else 1, math.prod(shape[1:]))
+        if any(size not in (None, found) for size, found in zip(own, weight, strict=True)):
+            change = "×".join("any" if size is None else str(size) for size in own)
             raise ShapeMismatchError(
-                f"{self.title} makes a change of {rows}×{columns}, but the weight is "
+                f"{self.title} makes a change of {change}, but the weight is "
                 f"{'×'.join(map(str, shape)) or 'a single number'}"
             )
 
     # ---- maths ----------------------------------------------------------------------------------
 
     @abstractmethod
-    def ready(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """Its plainest form on ``device`` in ``dtype`` (float32 or float64), never larger than needed.
+    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Component:
+        """Its plainest form for a weight of ``shape`` on ``device`` in ``dtype`` (float32 or float64).
 
-        Idempotent and cheap when nothing is to be done; differentiable.
+        Never larger than needed, and usually of the same class. Differentiable, idempotent, and cheap when
+        nothing is to be done.
         """
 
     @abstractmethod
     def ready_delta(self, weight: Tensor | None) -> Tensor:
-        """ΔW as a matrix (o, ∏…) in the form's own dtype. Called on a ``ready`` form only."""
+        """ΔW as a matrix (o, ∏…) in the form's own dtype. Called on a ``ready`` form only.
+
+        ``weight`` is W as a matrix, given where ``needs_weight`` says so.
+        """
 
     @abstractmethod
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float) -> None:
-        """rows += multiplier·ΔW[start : start + n], in place. Called on a ``ready`` form only.
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
+        """rows += multiplier·ΔW(base)[start : start + n], in place. Called on a ``ready`` form only.
 
         ``rows`` (n, ∏…) is a view of n rows of the weight with any strides, on the form's device in
-        the form's dtype.
+        the form's dtype. ``base`` holds the same rows of W for a ΔW that depends on it; it may be
+        ``rows`` itself, so it is read before anything is written over it. ``start`` and n are multiples
+        of ``row_unit`` (n may also end at the last row).
         """
+
+    @property
+    def row_unit(self) -> int:
+        """Rows of a ``ready`` form's ΔW depend on no rows of W outside their own group of this many.
+
+        1 for most; 0 means that they depend on all of them.
+        """
+        return 1
 
     def delta(self, weight: Tensor | Sequence[int]) -> Tensor:
         """ΔW for ``weight``, in its shape and on its device, in float32 (float64 for a float64 weight).
@@ -165,8 +99,8 @@ class Component(ABC):
             shape, device, dtype = torch.Size(weight), *self._home()
             weight = torch.empty(0)
         self.fits(shape)
-        base = weight.to(dtype) if self.needs_weight else None
-        return self.ready(device, dtype).ready_delta(base).to(dtype).reshape(shape)
+        base = weight.to(dtype).reshape(shape[0], -1) if self.needs_weight else None
+        return self.ready(shape, device, dtype).ready_delta(base).to(dtype).reshape(shape)
 
     def _home(self) -> tuple[torch.device, torch.dtype]:
         """Device of the factors, and the dtype to compute in when no weight says so."""
@@ -175,20 +109,44 @@ class Component(ABC):
 
 
 class Core(Component):
-    """The one algorithm of a layer. Defining a subclass registers it."""
+    """The one algorithm of a layer. Defining a subclass registers it (``register=False``: a base of some)."""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _registry.register_core(cls)
+        if register:
+            _registry.register_core(cls)
 
     @property
     @abstractmethod
     def rank(self) -> int | None:
         """Rank as alpha is divided by it; None for an algorithm or a form without one."""
 
-    def prepare(self, base_weight: Tensor) -> Core:
-        """What can be computed once from the base weight, before any hot loop; itself by default."""
+    @classmethod
+    def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Why ``tensors``, whose names are right, are not this algorithm; for names that two share."""
+        return []
+
+    def prepare(self, base_weight: Callable[[], Tensor]) -> Core:
+        """With everything computed that can be computed once, before any hot loop; itself by default.
+
+        ``base_weight`` fetches the weight that the adapter was trained on; it is called only by
+        algorithms that store themselves relative to it.
+        """
         return self
+
+    def bias_parts(self) -> tuple[Part, ...]:
+        """What the core does to the layer's bias besides its weight; nothing for most."""
+        return ()
+
+
+class IndirectCore(Core, register=False):
+    """A core that works through another class: its ``ready`` form is of that, and does the maths."""
+
+    def ready_delta(self, weight: Tensor | None) -> Tensor:
+        raise TypeError(f"a {type(self).__name__} is no ready form")
+
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
+        raise TypeError(f"a {type(self).__name__} is no ready form")
 
 
 class Part(Component):
@@ -196,49 +154,21 @@ class Part(Component):
 
     #: Which parameter of the layer it changes: "weight" or "bias".
     target: ClassVar[str]
+    #: Whether a layer without that parameter may be changed all the same, without this part.
+    optional: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not hasattr(cls, "target"):  # an intermediate class, such as DenseDelta
-            return
-        _registry.register_part(cls)
+        if register:
+            _registry.register_part(cls)
 
 
-def scale(alpha: float | None, rank: int | None) -> float:
-    """alpha / rank; 1 when the file has no alpha, or when the form has no rank to divide by."""
+def scale(alpha: float | None, rank: int | None, fixed: float | None = None) -> float:
+    """What the product of the factors is multiplied by: alpha / rank.
+
+    1 when the file has no alpha, or when the form has no rank to divide by. A ``fixed`` scale (the key
+    ``scale`` that A1111 reads) takes the place of all that.
+    """
+    if fixed is not None:
+        return fixed
     return 1.0 if alpha is None or rank is None else alpha / rank
-
-
-def require_matrix(name: str, value: Tensor) -> None:
-    """Raises ShapeMismatchError unless ``value`` has two or more dimensions and holds something."""
-    if value.dim() < 2 or 0 in value.shape:
-        raise ShapeMismatchError(
-            f"'{name}' has the shape {tuple(value.shape)}, but must be a non-empty matrix or kernel"
-        )
-
-
-def require_equal(what: str, sizes: Mapping[str, int]) -> None:
-    """Raises ShapeMismatchError, naming all of ``sizes``, unless they are equal."""
-    if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{size} in '{name}'" for name, size in sizes.items())
-        raise ShapeMismatchError(f"the {what} differs between its factors: {found}")
-
-
-def require_floating(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Raises BadValueError if a factor holds whole numbers or complex ones instead of real ones."""
-    for name, value in tensors:
-        if not value.dtype.is_floating_point:
-            raise BadValueError(f"'{name}' is stored as {value.dtype}, which is no real number type")
-
-
-def _as_number(key: str, stored: Tensor) -> float:
-    if stored.numel() != 1:
-        raise ShapeMismatchError(f"'{key}' must be one number, but has the shape {tuple(stored.shape)}")
-    value = float(stored.to(torch.float64).item())
-    if not math.isfinite(value):
-        raise BadValueError(f"'{key}' is {value}")
-    return value
-
-
-def _fields(cls: type[Component]) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cls)  # type: ignore[arg-type]

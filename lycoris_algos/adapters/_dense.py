@@ -16,7 +16,7 @@ from ._base import Part
 
 
 @dataclass(frozen=True, eq=False)
-class DenseDelta(Part):
+class DenseDelta(Part, register=False):
     """ΔW is the stored tensor, in the parameter's own shape."""
 
     change: Tensor
@@ -37,7 +37,7 @@ class DenseDelta(Part):
                 f"but the {self.target} is {'×'.join(map(str, shape))}"
             )
 
-    def ready(self, device: torch.device, dtype: torch.dtype) -> DenseDelta:
+    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> DenseDelta:
         # Moved, but not cast: a cast copy would be as large as the weight. add_rows_ casts by blocks.
         moved = self.change.to(device, non_blocking=True)
         return replace(self, change=moved.reshape(self.matrix_shape))
@@ -46,7 +46,7 @@ class DenseDelta(Part):
         dtype = torch.promote_types(self.change.dtype, torch.float32)
         return to_compute(self.change, self.change.device, dtype)
 
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float) -> None:
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         count, columns = rows.shape
         if self.change.dtype == rows.dtype:
             rows.add_(self.change[start : start + count], alpha=multiplier)

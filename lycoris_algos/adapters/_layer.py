@@ -1,29 +1,28 @@
-"""One layer's adapter: at most one core, any number of parts, and how they change a weight.
+"""One layer's adapter: what a file holds for it, and what that does to a weight.
 
-    V = W + core + parts          W(m) = W + m·(V − W)
+    V = W + core(W) + parts(W)          with DoRA: V·d/‖V‖ instead of V          W(m) = W + m·(V − W)
 
-``apply_`` is the only place where adapters meet a weight. It decides how the update runs:
-
-- A weight that is already in the compute dtype, and whose strides let it be seen as a matrix of rows, is
-  updated in place and whole, with no temporary of its size.
-- Any other (bf16, fp16, fp8, channels-last) goes through one fp32 buffer, a block of rows at a time: every
-  entry of a stack is added to the block while it is in the cache, and it is rounded once on the way back.
+Everything is computed in float32 (float64 for a float64 weight), whatever the weight and the factors are
+stored as, and rounded once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import BadValueError, UnknownAdapterError
+from ..errors import AmbiguousAdapterError, BadValueError, UnknownAdapterError
 from ..ops.dtypes import compute_dtype
-from ..ops.rows import matrix_view, row_blocks, rows_per_block
 from . import _registry
-from ._base import Component, Core, Part, require_floating
+from ._base import Component, Core, Part
+from ._modifiers import Magnitude
+from ._ready import ReadyLayer, update_
+from ._stored import Stored
+from .reshape import Reshape
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +34,8 @@ class LayerAdapter:
     parts: tuple[Part, ...] = ()
     #: Added to the layer's bias.
     bias_parts: tuple[Part, ...] = ()
+    magnitude: Magnitude | None = None
+    reshape: Reshape | None = None
 
     # ---- files ----------------------------------------------------------------------------------
 
@@ -46,34 +47,58 @@ class LayerAdapter:
         AmbiguousAdapterError, ShapeMismatchError or BadValueError.
         """
         rest = dict(tensors)
-        require_floating((name, value) for name, value in rest.items() if value.dim() > 0)
-        found: list[Part] = []
-        for part in _registry.parts():
-            own = {name: rest.pop(name) for name in part.keys.names & rest.keys()}
-            if own:
-                found.append(part.from_tensors(own))
-        core = _registry.detect_core(rest).from_tensors(rest) if rest else None
-        if core is None and not found:
-            raise UnknownAdapterError("it has no tensors")
-        weight_parts = tuple(part for part in found if part.target == "weight")
-        return cls(core, weight_parts, tuple(part for part in found if part.target == "bias"))
+        found: list[Stored] = []
+        for kind in (*_registry.parts(), *_registry.modifiers()):
+            own = {name: rest.pop(name) for name in kind.keys.names & rest.keys()}
+            if not own:
+                continue
+            problems = kind.keys.problems(own)
+            if problems:
+                raise UnknownAdapterError(f"its {kind.title} is incomplete: {'; '.join(problems)}")
+            found.append(kind.from_tensors(own))
+        bias_parts = [item for item in found if isinstance(item, Part) and item.target == "bias"]
+        found = [item for item in found if item not in bias_parts]
+        if rest:
+            core = _registry.detect_core(rest).from_tensors(rest)
+            found.append(core)
+            bias_parts += core.bias_parts()
+        layer = cls._of(found, tuple(bias_parts))
+        if not layer.weight_components and (layer.magnitude or layer.reshape or not layer.bias_parts):
+            names = ", ".join(sorted(tensors)) or "nothing"
+            raise UnknownAdapterError(f"it stores {names}, which changes no weight by itself")
+        return layer
+
+    @classmethod
+    def _of(cls, found: Sequence[Stored], bias_parts: tuple[Part, ...] = ()) -> LayerAdapter:
+        """Sorts what changes one parameter by what it does. AmbiguousAdapterError if one comes twice."""
+        return cls(
+            core=_only([item for item in found if isinstance(item, Core)]),
+            parts=tuple(item for item in found if isinstance(item, Part)),
+            bias_parts=bias_parts,
+            magnitude=_only([item for item in found if isinstance(item, Magnitude)]),
+            reshape=_only([item for item in found if isinstance(item, Reshape)]),
+        )
 
     def to_tensors(self) -> dict[str, Tensor]:
         """{suffix: tensor}, the inverse of ``from_tensors``."""
         stored: dict[str, Tensor] = {}
-        for component in self.components():
-            stored.update(component.to_tensors())
+        for item in self.components():
+            stored.update(item.to_tensors())
         return stored
 
-    def components(self) -> Iterator[Component]:
-        """Core, parts and bias parts, in this order."""
-        yield from self.weight_components
+    def components(self) -> Iterator[Stored]:
+        """Everything that the layer stores."""
+        yield from self._weight_items()
         yield from self.bias_parts
 
     @property
     def weight_components(self) -> tuple[Component, ...]:
-        """What changes the weight, in order of application."""
+        """What adds to the weight, in order of application."""
         return (*((self.core,) if self.core is not None else ()), *self.parts)
+
+    def _weight_items(self) -> Iterator[Stored]:
+        yield from self.weight_components
+        yield from (item for item in (self.magnitude, self.reshape) if item is not None)
 
     @property
     def bias(self) -> LayerAdapter | None:
@@ -81,75 +106,108 @@ class LayerAdapter:
         return LayerAdapter(parts=self.bias_parts) if self.bias_parts else None
 
     @property
+    def needs_bias(self) -> bool:
+        """Whether the layer cannot be used on a module without a bias."""
+        return any(not part.optional for part in self.bias_parts)
+
+    @property
     def titles(self) -> tuple[str, ...]:
         """Names for people of what this layer is made of, without repetition."""
-        return tuple(dict.fromkeys(component.title for component in self.components()))
+        return tuple(dict.fromkeys(item.title for item in self.components()))
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all its tensors."""
-        return sum(t.nbytes for component in self.components() for _, t in component.tensors())
+        return sum(tensor.nbytes for item in self.components() for _, tensor in item.tensors())
 
     def require_finite(self) -> None:
         """Raises BadValueError, naming the tensor, if one holds NaN or infinity."""
-        for component in self.components():
-            for name, value in component.tensors():
-                _require_finite(name, value)
+        for item in self.components():
+            for name, value in item.tensors():
+                if value.dtype.is_floating_point:
+                    _require_finite(name, value)
 
     # ---- the flat form --------------------------------------------------------------------------
 
     def to_values(self) -> tuple[Any, ...]:
         """What changes the weight, as a flat tuple of tensors, numbers, strings and None."""
-        flat: list[Any] = [len(self.weight_components)]
-        for component in self.weight_components:
-            flat += (component.algo, *component.to_values())
+        items = tuple(self._weight_items())
+        flat: list[Any] = [len(items)]
+        for item in items:
+            flat += (item.algo, *item.to_values())
         return tuple(flat)
 
     @classmethod
     def from_values(cls, values: Iterator[Any]) -> LayerAdapter:
         """The inverse of ``to_values``; consumes exactly its own items."""
-        core: Core | None = None
-        parts: list[Part] = []
-        for _ in range(next(values)):
-            component = _registry.component(next(values)).from_values(values)
-            if isinstance(component, Core):
-                core = component
-            elif isinstance(component, Part):
-                parts.append(component)
-        return cls(core, tuple(parts))
+        count = next(values)
+        return cls._of([_registry.component(next(values)).from_values(values) for _ in range(count)])
 
     # ---- maths ----------------------------------------------------------------------------------
 
-    def fits(self, shape: Sequence[int]) -> None:
-        """Raises ShapeMismatchError unless a weight of ``shape`` can take every weight component."""
-        for component in self.weight_components:
-            component.fits(shape)
+    @property
+    def needs_weight(self) -> bool:
+        """Whether ΔW depends on the weight that it is added to."""
+        return self.magnitude is not None or any(item.needs_weight for item in self.weight_components)
 
-    def prepare(self, base_weight: Tensor) -> LayerAdapter:
-        """With everything done that can be done once from the base weight (see ``Core.prepare``)."""
-        core = None if self.core is None else self.core.prepare(base_weight)
-        return LayerAdapter(core, self.parts, self.bias_parts)
+    def new_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that a weight of ``shape`` has afterwards; another one only with ``reshape``."""
+        return shape if self.reshape is None else self.reshape.new_shape(shape)
+
+    def fits(self, shape: Sequence[int]) -> None:
+        """Raises ShapeMismatchError unless a weight of ``shape`` can take everything this layer stores."""
+        after = self.new_shape(tuple(shape))
+        for component in self.weight_components:
+            component.fits(after)
+        if self.magnitude is not None:
+            self.magnitude.fits(after)
+
+    def prepare(self, base_weight: Callable[[], Tensor]) -> LayerAdapter:
+        """With everything computed that can be computed once (see ``Core.prepare``)."""
+        return self if self.core is None else replace(self, core=self.core.prepare(base_weight))
+
+    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> ReadyLayer:
+        """The form that changes weights of ``shape`` on ``device``, computing in ``dtype``."""
+        return ReadyLayer(
+            tuple(component.ready(shape, device, dtype) for component in self.weight_components),
+            None if self.magnitude is None else self.magnitude.ready(device, dtype),
+        )
 
     def delta(self, weight: Tensor | Sequence[int]) -> Tensor:
-        """ΔW(W) = V − W in W's shape, float32 (float64 for float64). Pure and differentiable.
+        """ΔW(W) = V − W in W's shape (or ``new_shape``), float32 (float64 for float64).
 
-        A shape may be given instead of a weight where no component depends on W. Raises
-        ShapeMismatchError.
+        Pure and differentiable. A shape may be given instead of a weight where nothing depends on W.
+        Raises ShapeMismatchError.
         """
+        if isinstance(weight, Tensor):
+            weight = enlarged(weight, self.new_shape(tuple(weight.shape)))
+        elif self.magnitude is not None:
+            raise TypeError("DoRA changes a weight by its values: give the weight")
         components = self.weight_components
         if not components:
-            shape = weight.shape if isinstance(weight, Tensor) else tuple(weight)
-            return torch.zeros(shape)
+            return torch.zeros(weight.shape if isinstance(weight, Tensor) else tuple(weight))
         total = components[0].delta(weight)
         for component in components[1:]:
             total = total + component.delta(weight)
-        return total
+        if self.magnitude is None or not isinstance(weight, Tensor):
+            return total
+        base = weight.to(total.dtype)
+        return self._decomposed(base + total, self.magnitude) - base
+
+    def _decomposed(self, combined: Tensor, magnitude: Magnitude) -> Tensor:
+        ready = magnitude.ready(combined.device, combined.dtype)
+        self.fits(combined.shape)
+        matrix = combined.reshape(combined.shape[0], -1)
+        if ready.over_rows:
+            return (matrix * ready.column_factors(matrix.square().sum(0))).reshape(combined.shape)
+        return (matrix * ready.row_factors(matrix, slice(None))).reshape(combined.shape)
 
     def add_to_(self, weight: Tensor, multiplier: float) -> Tensor:
         """weight += multiplier·ΔW(weight), in place and fused; returns ``weight``.
 
         Any floating dtype, device and strides; computed in float32 (float64 for float64) and rounded
-        once. Multiplier 0 leaves every bit as it is. Raises ShapeMismatchError before touching it.
+        once. Multiplier 0 leaves every bit as it is. Raises ShapeMismatchError before touching it. Only
+        ``reshape`` makes a new tensor.
         """
         return apply_(weight, ((self, multiplier),))
 
@@ -164,54 +222,48 @@ def apply_(
     """weight += m₁·ΔW₁, then m₂·ΔW₂ …, in place, in this order, rounding once; returns ``weight``.
 
     ``entries`` are (adapter, multiplier); those with multiplier 0 are skipped. With ``transform`` (a host
-    that stores the weight reordered) each ΔW is formed, transformed and then added. Raises
-    ShapeMismatchError before anything is changed.
+    that stores the weight reordered) each ΔW is formed, transformed and then added. An adapter that
+    enlarges its weight makes a new tensor, which is returned instead, and ``weight`` stays as it is.
+    Raises ShapeMismatchError before anything is changed.
     """
     active = [(layer, multiplier) for layer, multiplier in entries if multiplier != 0.0]
+    shape = tuple(weight.shape)
     for layer, _ in active:
-        layer.fits(weight.shape)
+        layer.fits(shape)
+        shape = layer.new_shape(shape)
     if not active or weight.numel() == 0:
         return weight
+    weight = enlarged(weight, shape)
     dtype = compute_dtype(weight.dtype)
-    if transform is not None:
-        return _apply_transformed(weight, active, transform, dtype)
-    steps = [
-        (component.ready(weight.device, dtype), multiplier)
-        for layer, multiplier in active
-        for component in layer.weight_components
-    ]
-    matrix = matrix_view(weight) if weight.dtype == dtype else None
-    if matrix is not None:
-        for component, multiplier in steps:
-            component.add_rows_(matrix, 0, multiplier)
-    else:
-        _apply_by_blocks(weight if weight.dim() else weight.view(1), steps, dtype)
-    return weight
-
-
-def _apply_transformed(
-    weight: Tensor,
-    entries: Sequence[tuple[LayerAdapter, float]],
-    transform: Callable[[Tensor], Tensor],
-    dtype: torch.dtype,
-) -> Tensor:
+    if transform is None:
+        steps = [
+            (layer.ready(weight.shape, weight.device, dtype), multiplier) for layer, multiplier in active
+        ]
+        update_(weight, steps, dtype)
+        return weight
     wide = weight.to(dtype)
-    for layer, multiplier in entries:
+    for layer, multiplier in active:
         wide += transform(layer.delta(wide) * multiplier)
     return weight if wide is weight else weight.copy_(wide)
 
 
-def _apply_by_blocks(weight: Tensor, steps: Sequence[tuple[Component, float]], dtype: torch.dtype) -> None:
-    columns = weight[0].numel()
-    step = min(weight.shape[0], rows_per_block(columns, dtype, weight.device))
-    buffer = torch.empty((step, *weight.shape[1:]), dtype=dtype, device=weight.device)
-    for start, stop in row_blocks(weight.shape[0], step):
-        block = buffer[: stop - start]
-        block.copy_(weight[start:stop])
-        rows = block.view(stop - start, columns)
-        for component, multiplier in steps:
-            component.add_rows_(rows, start, multiplier)
-        weight[start:stop].copy_(block)
+def enlarged(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``weight`` itself if it has ``shape``, else a new tensor with it in the corner of zeros."""
+    if tuple(weight.shape) == shape:
+        return weight
+    larger = weight.new_zeros(shape)
+    larger[tuple(slice(size) for size in weight.shape)] = weight
+    return larger
+
+
+_S = TypeVar("_S", bound=Stored)
+
+
+def _only(matching: Sequence[_S]) -> _S | None:
+    if len(matching) > 1:
+        titles = " and ".join(item.title for item in matching)
+        raise AmbiguousAdapterError(f"it stores two things of one kind: {titles}")
+    return matching[0] if matching else None
 
 
 def _require_finite(name: str, value: Tensor) -> None:

@@ -9,6 +9,7 @@ transposed, (r, o), wb (r, i). The rank is always that of ``hada_w1_b``, whose f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,8 +19,9 @@ from torch import Tensor
 from ..ops.dtypes import to_compute
 from ..ops.rows import row_blocks, rows_per_block
 from ..ops.tucker import absorb_input
-from ._base import Core, number, require_equal, require_matrix, scale, tensor
+from ._base import Core, scale
 from ._keys import KeySpec
+from ._stored import number, require_equal, require_matrix, tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,7 @@ class LoHa(Core):
     keys: ClassVar[KeySpec] = KeySpec(
         required=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
         together=(("hada_t1", "hada_t2"),),
-        optional=("alpha",),
+        optional=("alpha", "scale"),
     )
 
     w1_a: Tensor = tensor("hada_w1_a")
@@ -42,6 +44,7 @@ class LoHa(Core):
     t1: Tensor | None = tensor("hada_t1", optional=True)
     t2: Tensor | None = tensor("hada_t2", optional=True)
     alpha: float | None = number("alpha")
+    fixed_scale: float | None = number("scale")
 
     @property
     def rank(self) -> int:
@@ -71,7 +74,7 @@ class LoHa(Core):
     def matrix_shape(self) -> tuple[int, int]:
         return self._half_shape(1)
 
-    def ready(self, device: torch.device, dtype: torch.dtype) -> LoHa:
+    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoHa:
         def half(a: Tensor, b: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
             a, b = to_compute(a, device, dtype).flatten(1), to_compute(b, device, dtype).flatten(1)
             return (a, b) if t is None else (a.T, absorb_input(to_compute(t, device, dtype), b))
@@ -81,15 +84,15 @@ class LoHa(Core):
         return replace(self, w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, t1=None, t2=None)
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
-        w1 = (self.w1_a * scale(self.alpha, self.rank)) @ self.w1_b
+        w1 = (self.w1_a * scale(self.alpha, self.rank, self.fixed_scale)) @ self.w1_b
         return w1 * (self.w2_a @ self.w2_b)
 
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float) -> None:
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         # Both products are as large as the weight, so they are made a block at a time in two buffers.
         count, columns = rows.shape
         step = min(count, rows_per_block(columns, rows.dtype, rows.device))
         first, second = rows.new_empty((2, step, columns))
-        value = multiplier * scale(self.alpha, self.rank)
+        value = multiplier * scale(self.alpha, self.rank, self.fixed_scale)
         for begin, end in row_blocks(count, step):
             own = slice(start + begin, start + end)
             w1 = torch.mm(self.w1_a[own], self.w1_b, out=first[: end - begin])

@@ -10,6 +10,7 @@ are whole, where trainers ignore alpha.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,8 +20,9 @@ from torch import Tensor
 from ..ops.dtypes import to_compute
 from ..ops.kronecker import add_kron_rows_
 from ..ops.tucker import absorb_input
-from ._base import Core, number, require_equal, require_matrix, scale, tensor
+from ._base import Core, scale
 from ._keys import KeySpec
+from ._stored import number, require_equal, require_matrix, tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class LoKr(Core):
                 ("lokr_w2_a", "lokr_w2_b", "lokr_t2"),
             ),
         ),
-        optional=("alpha",),
+        optional=("alpha", "scale"),
     )
 
     w1: Tensor | None = tensor("lokr_w1", optional=True)
@@ -50,6 +52,7 @@ class LoKr(Core):
     w2_b: Tensor | None = tensor("lokr_w2_b", optional=True)
     t2: Tensor | None = tensor("lokr_t2", optional=True)
     alpha: float | None = number("alpha")
+    fixed_scale: float | None = number("scale")
 
     @property
     def rank(self) -> int | None:
@@ -89,35 +92,43 @@ class LoKr(Core):
             return a.shape[0], b[0].numel()
         return a[0].numel(), b[0].numel() * self.t2[0, 0].numel()
 
-    def ready(self, device: torch.device, dtype: torch.dtype) -> LoKr:
+    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoKr:
         """w1 whole with s in it; w2 whole too, unless w1 is so small that w2 is nearly the weight."""
+        w1 = self._first(device, dtype)
+        if self.w2 is None and w1.numel() < _WHOLE_FROM:
+            a, b = self._second_halves(device, dtype)
+            if b.shape[0] < min(a.shape[0], b.shape[1]):
+                return LoKr(w1=w1, w2_a=a, w2_b=b)
+        return LoKr(w1=w1, w2=self._second(device, dtype))
 
-        def moved(value: Tensor) -> Tensor:
-            return to_compute(value, device, dtype).flatten(1)
+    def ready_whole(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(w1 with s in it, w2) as matrices on ``device`` in ``dtype``."""
+        return self._first(device, dtype), self._second(device, dtype)
 
-        s = scale(self.alpha, self.rank)
+    def _first(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         if self.w1 is not None:
-            w1 = moved(self.w1)
+            w1 = to_compute(self.w1, device, dtype).flatten(1)
         else:
-            a, b = _both(self.w1_a, self.w1_b)
-            w1 = moved(a) @ moved(b)
-        w1 = w1 if s == 1.0 else w1 * s
+            a, b = (to_compute(f, device, dtype).flatten(1) for f in _both(self.w1_a, self.w1_b))
+            w1 = a @ b
+        s = scale(self.alpha, self.rank, self.fixed_scale)
+        return w1 if s == 1.0 else w1 * s
+
+    def _second(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         if self.w2 is not None:
-            return LoKr(w1=w1, w2=moved(self.w2))
-        a, b = _both(self.w2_a, self.w2_b)
-        a, b = moved(a), moved(b)
-        if self.t2 is not None:
-            a, b = a.T, absorb_input(to_compute(self.t2, device, dtype), b)
-        if w1.numel() < _WHOLE_FROM and b.shape[0] < min(a.shape[0], b.shape[1]):
-            return LoKr(w1=w1, w2_a=a, w2_b=b)
-        return LoKr(w1=w1, w2=a @ b)
+            return to_compute(self.w2, device, dtype).flatten(1)
+        return torch.mm(*self._second_halves(device, dtype))
+
+    def _second_halves(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        a, b = (to_compute(f, device, dtype).flatten(1) for f in _both(self.w2_a, self.w2_b))
+        return (a, b) if self.t2 is None else (a.T, absorb_input(to_compute(self.t2, device, dtype), b))
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         assert self.w1 is not None  # a ready form has it
         w2 = self.w2 if self.w2 is not None else torch.mm(*_both(self.w2_a, self.w2_b))
         return torch.kron(self.w1, w2.contiguous())
 
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float) -> None:
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         assert self.w1 is not None
         if self.w2 is not None:
             add_kron_rows_(rows, start, self.w1, self.w2, multiplier)
@@ -140,5 +151,6 @@ _WHOLE_FROM = 8
 
 
 def _both(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
-    assert a is not None and b is not None  # detection lets only complete pairs through
+    assert a is not None  # detection lets only complete pairs through
+    assert b is not None
     return a, b

@@ -9,6 +9,7 @@ input channels of one group. DyLoRA of kohya's kind and extracted LoCon are stor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from ..ops.dtypes import to_compute
 from ..ops.tucker import absorb_input
-from ._base import Core, number, require_equal, require_matrix, scale, tensor
+from ._base import Core, scale
 from ._keys import KeySpec
+from ._stored import number, require_equal, require_matrix, tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +31,14 @@ class LoRA(Core):
     title: ClassVar[str] = "LoRA"
     reference: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
     keys: ClassVar[KeySpec] = KeySpec(
-        required=("lora_up.weight", "lora_down.weight"), optional=("lora_mid.weight", "alpha")
+        required=("lora_up.weight", "lora_down.weight"), optional=("lora_mid.weight", "alpha", "scale")
     )
 
     up: Tensor = tensor("lora_up.weight")
     down: Tensor = tensor("lora_down.weight")
     mid: Tensor | None = tensor("lora_mid.weight", optional=True)
     alpha: float | None = number("alpha")
+    fixed_scale: float | None = number("scale")
 
     @property
     def rank(self) -> int:
@@ -55,7 +58,7 @@ class LoRA(Core):
         kernel = 1 if self.mid is None else self.mid[0, 0].numel()
         return self.up.shape[0], self.down[0].numel() * kernel
 
-    def ready(self, device: torch.device, dtype: torch.dtype) -> LoRA:
+    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoRA:
         up = to_compute(self.up, device, dtype).flatten(1)
         down = to_compute(self.down, device, dtype).flatten(1)
         if self.mid is not None:
@@ -63,8 +66,8 @@ class LoRA(Core):
         return replace(self, up=up, down=down, mid=None)
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
-        return (self.up * scale(self.alpha, self.rank)) @ self.down
+        return (self.up * scale(self.alpha, self.rank, self.fixed_scale)) @ self.down
 
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float) -> None:
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         up = self.up[start : start + rows.shape[0]]
-        rows.addmm_(up, self.down, alpha=multiplier * scale(self.alpha, self.rank))
+        rows.addmm_(up, self.down, alpha=multiplier * scale(self.alpha, self.rank, self.fixed_scale))

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ._base import tensor
 from ._dense import DenseDelta
 from ._keys import KeySpec
+from ._stored import tensor
 
 _REFERENCE = "https://github.com/KohakuBlueleaf/LyCORIS/blob/main/docs/Preset.md"
 

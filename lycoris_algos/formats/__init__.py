@@ -23,19 +23,33 @@ _SPELLINGS = {
     "lora_B.weight": "lora_up.weight",
     "lora_A.default.weight": "lora_down.weight",
     "lora_B.default.weight": "lora_up.weight",
+    "lora_magnitude_vector.weight": "lora_magnitude_vector",
+    "lora_magnitude_vector.default.weight": "lora_magnitude_vector",
+    "magnitude": "lora_magnitude_vector",
 }
+
+#: Suffixes that a model's own tensors have too: they count only beside another tensor of an adapter.
+WEAK_SUFFIXES = frozenset({"weight", "scale", "magnitude"})
 
 
 def split_key(key: str, suffixes: Collection[str]) -> tuple[str, str] | None:
-    """``key`` as (layer, suffix in LyCORIS' spelling), or None if it ends in no known suffix."""
+    """``key`` as (layer, suffix in LyCORIS' spelling), or None if it ends in no known suffix.
+
+    ``WEAK_SUFFIXES`` do not count.
+    """
     position = key.find(".")
     while position > 0:
-        suffix = key[position + 1 :]
-        suffix = _SPELLINGS.get(suffix, suffix)
-        if suffix in suffixes:
+        stored = key[position + 1 :]
+        suffix = canonical_suffix(stored)
+        if suffix in suffixes and stored not in WEAK_SUFFIXES:
             return key[:position], suffix
         position = key.find(".", position + 1)
     return None
+
+
+def canonical_suffix(suffix: str) -> str:
+    """``suffix`` as LyCORIS spells it."""
+    return _SPELLINGS.get(suffix, suffix)
 
 
 def dialect_of(layer: str) -> Dialect:
@@ -57,4 +71,14 @@ def is_text_layer(layer: str) -> bool:
     return dialect_of(layer).is_text(layer)
 
 
-__all__ = ["DIALECTS", "UNKNOWN", "Dialect", "common_dialect", "dialect_of", "is_text_layer", "split_key"]
+__all__ = [
+    "DIALECTS",
+    "UNKNOWN",
+    "WEAK_SUFFIXES",
+    "Dialect",
+    "canonical_suffix",
+    "common_dialect",
+    "dialect_of",
+    "is_text_layer",
+    "split_key",
+]

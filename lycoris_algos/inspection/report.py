@@ -35,6 +35,7 @@ def describe(adapter_set: AdapterSet) -> str:
     if words:
         lines.append(f"  trigger words: {', '.join(words)}")
     lines += [f"  {name}: {value}" for name, value in facts(adapter_set.metadata)]
+    lines += [f"  note: {note}" for note in adapter_set.notes]
     if adapter_set.unmatched:
         lines += ["Not used:", *unmatched_lines(adapter_set.unmatched)]
     return "\n".join(lines)
@@ -87,8 +88,8 @@ def _dtypes(adapter_set: AdapterSet) -> str:
     found = Counter(
         str(tensor.dtype).removeprefix("torch.")
         for layer in adapter_set.values()
-        for component in layer.components()
-        for _, tensor in component.tensors()
+        for item in layer.components()
+        for _, tensor in item.tensors()
     )
     return " and ".join(name for name, _ in found.most_common())
 

@@ -43,9 +43,7 @@ _PACKED = {
 
 #: Name in a file -> dtype, in the official order (small dtypes first).
 DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, attribute)
-    for name, attribute in _OFFICIAL_ORDER
-    if hasattr(torch, attribute)
+    name: getattr(torch, attribute) for name, attribute in _OFFICIAL_ORDER if hasattr(torch, attribute)
 }
 
 #: dtype -> name in a file.
@@ -67,9 +65,7 @@ def dtype_from_name(name: str) -> torch.dtype:
         )
     if name in dict(_OFFICIAL_ORDER):
         raise FileFormatError(f"dtype {name} needs a newer PyTorch than {torch.__version__}")
-    raise FileFormatError(
-        f"unknown dtype {quoted(name)}: the file is damaged, or a newer program wrote it"
-    )
+    raise FileFormatError(f"unknown dtype {quoted(name)}: the file is damaged, or a newer program wrote it")
 
 
 def name_of_dtype(dtype: torch.dtype) -> str:

@@ -2,8 +2,8 @@
 
 The bytes go to a hidden ``.NAME.PID.part`` beside the wanted name, which no program lists as a
 model. When it is complete and on the disk it gets its real name by a hard link, which fails if the
-name is taken, so there is no moment at which an existing file could be lost or a half-written one be
-seen.
+name is taken, so there is no moment at which an existing file could be lost or a half-written one
+be seen.
 
 A program that is killed leaves its part behind. Whether a part is still in use is told by a lock
 that the system drops with its owner, not by the process number: numbers are reused (in a container

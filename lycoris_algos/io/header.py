@@ -109,10 +109,7 @@ def _header_length(first: bytes, file_size: int) -> int:
 
 
 def _too_short(first: bytes) -> str:
-    return (
-        f"the file is only {human_size(len(first))} long, too short for a model file: "
-        "download it again"
-    )
+    return f"the file is only {human_size(len(first))} long, too short for a model file: download it again"
 
 
 def _read_exactly(handle: BinaryIO, length: int) -> bytes:
@@ -187,8 +184,7 @@ def _checked_metadata(entry: object) -> dict[str, str]:
 def _checked_entry(name: str, entry: object, data_start: int) -> TensorInfo:
     if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
         raise FileFormatError(
-            f"the header's entry for tensor {quoted(name)} lacks dtype, shape or data_offsets: "
-            f"{_DAMAGED}"
+            f"the header's entry for tensor {quoted(name)} lacks dtype, shape or data_offsets: {_DAMAGED}"
         )
     dtype = _checked_dtype(name, entry["dtype"])
     shape = _checked_shape(name, entry["shape"])
@@ -218,8 +214,7 @@ def _checked_shape(name: str, value: object) -> tuple[int, ...]:
         )
     if len(value) > _MAX_DIMENSIONS:
         raise FileFormatError(
-            f"tensor {quoted(name)} has {len(value):,} dimensions, more than {_MAX_DIMENSIONS}: "
-            f"{_DAMAGED}"
+            f"tensor {quoted(name)} has {len(value):,} dimensions, more than {_MAX_DIMENSIONS}: {_DAMAGED}"
         )
     return tuple(value)
 
@@ -230,14 +225,11 @@ def _checked_offsets(name: str, value: object) -> tuple[int, int]:
         or len(value) != 2
         or not all(_is_count(offset) and offset <= _MAX_BYTES for offset in value)
     ):
-        raise FileFormatError(
-            f"the data_offsets of tensor {quoted(name)} are not two positions: {_DAMAGED}"
-        )
+        raise FileFormatError(f"the data_offsets of tensor {quoted(name)} are not two positions: {_DAMAGED}")
     start, end = value
     if start > end:
         raise FileFormatError(
-            f"the data_offsets of tensor {quoted(name)} are reversed ({start:,} to {end:,}): "
-            f"{_DAMAGED}"
+            f"the data_offsets of tensor {quoted(name)} are reversed ({start:,} to {end:,}): {_DAMAGED}"
         )
     return start, end
 
@@ -258,9 +250,7 @@ def _check_layout(infos: list[TensorInfo], data_start: int, file_size: int) -> N
     position = data_start
     for info in infos:
         if info.start < position:
-            raise FileFormatError(
-                f"tensor {quoted(info.name)} overlaps the tensor before it: {_DAMAGED}"
-            )
+            raise FileFormatError(f"tensor {quoted(info.name)} overlaps the tensor before it: {_DAMAGED}")
         if info.start > position:
             raise FileFormatError(
                 f"there is a hole of {human_size(info.start - position)} before tensor "
@@ -270,10 +260,7 @@ def _check_layout(infos: list[TensorInfo], data_start: int, file_size: int) -> N
     if position > file_size:
         promised, there = size_pair(position, file_size)
         raise FileFormatError(
-            f"the file promises {promised} but has {there}: "
-            "the download was cut off, download it again"
+            f"the file promises {promised} but has {there}: the download was cut off, download it again"
         )
     if position < file_size:
-        raise FileFormatError(
-            f"{human_size(file_size - position)} follow after the last tensor: {_DAMAGED}"
-        )
+        raise FileFormatError(f"{human_size(file_size - position)} follow after the last tensor: {_DAMAGED}")

@@ -56,7 +56,6 @@ _FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Author", ("modelspec.author",)),
     ("Description", ("modelspec.description",)),
     ("Usage", ("modelspec.usage_hint",)),
-    ("Trigger phrase", ("modelspec.trigger_phrase",)),
     ("Trained on model", ("ss_sd_model_name",)),
     ("Network module", ("ss_network_module",)),
     ("Rank", ("ss_network_dim",)),
@@ -127,12 +126,13 @@ def title(metadata: Mapping[str, str]) -> str | None:
 
 
 def facts(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(label, value) pairs for a report: who made the file, from what, and how."""
+    """(label, value) pairs for a report: who made the file, from what, and how.
+
+    What ``base_model`` and ``trigger_words`` tell is not repeated.
+    """
     found = [(label, _first_text(metadata, keys)) for label, keys in _FACTS]
-    base = base_model(metadata)
     algorithm = network_args(metadata).get("algo", "")
-    found.insert(1, ("Base model", base or ""))
-    found.insert(2, ("Algorithm", single_line(algorithm, _MAX_FACT)))
+    found.insert(1, ("Algorithm", single_line(algorithm, _MAX_FACT)))
     return [(label, value) for label, value in found if value]
 
 

@@ -95,9 +95,7 @@ class SafetensorsReader(Mapping[str, Tensor]):
         info = self.header.tensors[name]
         fits = out.dtype == info.dtype and tuple(out.shape) == info.shape
         if not fits or not out.is_contiguous() or out.device.type != "cpu":
-            raise ValueError(
-                f"out must be a contiguous CPU tensor of {info.dtype} and shape {info.shape}"
-            )
+            raise ValueError(f"out must be a contiguous CPU tensor of {info.dtype} and shape {info.shape}")
         with naming_file(self.path):
             self._fill(info, out)
 

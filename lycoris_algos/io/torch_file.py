@@ -75,7 +75,7 @@ def _check_archive(handle: BinaryIO) -> None:
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise FileFormatError("it is compressed, which PyTorch's own files never are: unpack it")
     if sum(member.file_size for member in members) > file_size:
-        raise FileFormatError(_DAMAGED)
+        raise FileFormatError(f"its records hold more than the whole file: {_DAMAGED}")
 
 
 def _load(handle: BinaryIO) -> object:

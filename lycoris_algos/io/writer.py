@@ -94,8 +94,7 @@ class SafetensorsWriter:
         dtype, shape = self._plan[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise ValueError(
-                f"{name!r} was announced as {dtype} {shape}, but is "
-                f"{tensor.dtype} {tuple(tensor.shape)}"
+                f"{name!r} was announced as {dtype} {shape}, but is {tensor.dtype} {tuple(tensor.shape)}"
             )
         self._append(_bytes_of(tensor))
         self._written += 1
@@ -161,8 +160,8 @@ class SafetensorsWriter:
             )
         if error.errno == errno.EFBIG:
             return (
-                f"a file of {human_size(self.file_size)} is larger than its disk or this account may hold: "
-                "save to another disk"
+                f"a file of {human_size(self.file_size)} is larger than this disk or account may "
+                "hold: save to another disk"
             )
         if error.errno == errno.ENAMETOOLONG:
             return "the name is too long: choose a shorter one"

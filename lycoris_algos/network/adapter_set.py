@@ -21,7 +21,8 @@ class AdapterSet(Mapping[str, LayerAdapter]):
     """The adapters of one file, by layer name as the file spells it. Immutable.
 
     ``unmatched`` names every key that no algorithm could use. ``dialect`` is the name of the spelling that
-    most layers follow. ``name`` is what messages call the file.
+    most layers follow. ``name`` is what messages call the file. ``notes`` say what is unusual about it, and
+    what was done about that.
     """
 
     layers: Mapping[str, LayerAdapter]
@@ -29,6 +30,7 @@ class AdapterSet(Mapping[str, LayerAdapter]):
     metadata: Mapping[str, str] = field(default_factory=dict)
     dialect: str = "unknown"
     name: str = "adapter"
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, layer: str) -> LayerAdapter:
         return self.layers[layer]

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters import LayerAdapter, known_suffixes, parts
+from ..adapters import LayerAdapter, known_suffixes, modifiers, parts
 from ..errors import LycorisError, NotAnAdapterError
-from ..formats import common_dialect, split_key
+from ..formats import canonical_suffix, common_dialect, split_key
 from ..io import read_tensors
 from .adapter_set import AdapterSet, Unmatched
+from .corrections import corrected
 
 # What a file without adapters may be, by keys that such a file has.
 _OTHER_FILES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -66,8 +67,8 @@ def from_tensors(
         layers[layer] = adapter
     if not layers:
         raise NotAnAdapterError(_no_adapter(name, tensors, unmatched))
-    dialect = common_dialect(layers)
-    return AdapterSet(layers, tuple(unmatched), dict(metadata or {}), dialect.name, name)
+    layers, described, notes = corrected(layers, metadata or {})
+    return AdapterSet(layers, tuple(unmatched), described, common_dialect(layers).name, name, notes)
 
 
 def _group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[Unmatched]]:
@@ -84,12 +85,12 @@ def _group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]],
             strangers.append(Unmatched(key, f"the layer has a second '{found[1]}'"))
         else:
             grouped[found[0]][found[1]] = value
-    for key in rest:  # an unknown tensor of a known layer spoils that layer: see _unusable
+    for key in rest:  # a weak suffix, or an unknown tensor, which spoils its layer: see _unusable
         owner = next((layer for layer in _prefixes(key) if layer in grouped), None)
         if owner is None:
             strangers.append(Unmatched(key, "no known algorithm stores a tensor of this name"))
         else:
-            grouped[owner][key[len(owner) + 1 :]] = tensors[key]
+            grouped[owner][canonical_suffix(key[len(owner) + 1 :])] = tensors[key]
     return grouped, strangers
 
 
@@ -107,8 +108,8 @@ def _unusable(layer: str, own: dict[str, Tensor], unmatched: list[Unmatched]) ->
         reason = f"this layer also has '{unknown[0]}', which no known algorithm stores"
         unmatched += [Unmatched(f"{layer}.{suffix}", reason) for suffix in own]
         return True
-    part_names = frozenset().union(*(part.keys.names for part in parts()))
-    if own.keys() - part_names == {"alpha"}:
+    parts_only = frozenset().union(*(kind.keys.names for kind in (*parts(), *modifiers())))
+    if own.keys() - parts_only == {"alpha"}:
         unmatched.append(Unmatched(f"{layer}.alpha", "nothing in this layer is scaled by an alpha"))
         del own["alpha"]
         return not own

@@ -59,9 +59,10 @@ def _place(layer: str, adapter: LayerAdapter, targets: Targets) -> Placed | str:
         if adapter.bias is not None:
             bias = targets.bias_of(target)
             bias_shape = None if bias is None else targets.shape(bias)
-            if bias_shape is None:
+            if bias_shape is not None:
+                adapter.bias.fits(bias_shape)
+            elif adapter.needs_bias:
                 return f"it changes a bias, but this layer of {targets.what} has none"
-            adapter.bias.fits(bias_shape)
     except ShapeMismatchError as error:
         return f"{error}: it was trained for another model"
     return Placed(layer, adapter, target if adapter.weight_components else None, bias)

@@ -2,10 +2,11 @@
 
     python -m lab.adapters
 
-The layers are those a kohya training of SD1.5 addresses, under kohya's names. The names are not typed in here: they
-are read off the checkpoint through ComfyUI's own key maps, so that a file can only name layers that exist. Factors are
-random but deterministic, and scaled so that every layer's delta is a fixed share of the weight it changes: large
-enough for a visibly different picture at strength 1, small enough for finite activations at strength 2.
+The layers are those a kohya training of SD1.5 addresses, under kohya's names. The names are not typed in
+here: they are read off the checkpoint through ComfyUI's own key maps, so that a file can only name layers
+that exist. Factors are random but deterministic, and scaled so that every layer's delta is a fixed share of
+the weight it changes: large enough for a visibly different picture at strength 1, small enough for finite
+activations at strength 2.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class _Noise:
 
 def _target(shape: tuple[int, ...]) -> float:
     """Root mean square of the delta for a weight of this shape (the models' weights have 1/sqrt(fan_in))."""
-    return SHARE * math.prod(shape[1:]) ** -0.5
+    return SHARE / math.sqrt(math.prod(shape[1:]))
 
 
 def _lokr(layer: str, shape: tuple[int, ...], noise: _Noise) -> Tensors:
@@ -165,11 +166,11 @@ def layer_shapes(checkpoint: Path) -> Shapes:
     return shapes
 
 
-def write_example(example: Example, shapes: Shapes, folder: Path, seed: str = "") -> Path:
-    """Write one example below `folder`; another `seed` gives the same layers other values."""
+def write_example(example: Example, shapes: Shapes, folder: Path) -> Path:
+    """Write one example below `folder`."""
     import torch
 
-    noise = _Noise(f"{example.file}{seed}")
+    noise = _Noise(example.file)
     tensors: Tensors = {}
     for layer, shape in shapes.items():
         if len(shape) < 2 or not any(pattern.match(layer) for pattern in example.layers):
@@ -191,8 +192,7 @@ def write_wrong_model(folder: Path) -> Path:
         "lora_unet_single_blocks_0_linear1",
     ):
         tensors.update(
-            (f"{layer}.{name}", tensor.half())
-            for name, tensor in _locon(layer, (3072, 3072), noise).items()
+            (f"{layer}.{name}", tensor.half()) for name, tensor in _locon(layer, (3072, 3072), noise).items()
         )
     path = folder / "flux_wrong_model.safetensors"
     write_tensors(path, tensors, _metadata("locon", path.stem) | {"ss_base_model_version": "flux1"})

@@ -1,9 +1,6 @@
 """Drive ComfyUI's web page as a user does, in a real Chromium.
 
-    with open_page(server.url, chromium) as page:
-        page.load(workflow)
-        page.queue()
-
+Open it with `with open_page(server.url, chromium) as page`, then `page.load(workflow)` and `page.queue()`.
 Only the server is reachable: the page asks other hosts for fonts, news and templates, and a test must not.
 """
 
@@ -35,6 +32,10 @@ RECORD_ENDS = """() => {
     for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
         window.app.api.addEventListener(kind, (event) => window.__labEnds.push([kind, event.detail]));
 }"""
+VISIBLE_TEXTS = """(elements) => elements
+    .filter((element) => element.checkVisibility())
+    .map((element) => element.value ?? element.textContent)
+    .filter((text) => text.trim())"""
 TIMEOUT_MS = 90_000
 
 
@@ -44,7 +45,8 @@ class ComfyPage:
     def __init__(self, page: Page, errors: list[str], blocked: list[str]) -> None:
         self.page = page
         self.errors = errors
-        """Uncaught JavaScript errors so far."""
+        """Uncaught JavaScript errors and what the page wrote to its console as errors. The page itself
+        always has some, so look for those that concern you."""
         self.blocked = blocked
         """Addresses outside the server that were asked for."""
 
@@ -72,10 +74,10 @@ class ComfyPage:
         return str(kind), detail or {}
 
     def texts(self, selector: str, timeout: float = 10.0) -> list[str]:
-        """The texts of the elements that match and are not empty, once there are any; empty when none comes."""
+        """The texts of the visible elements that match, as soon as there are any; else an empty list."""
         deadline = time.monotonic() + timeout
         while True:
-            found = [text for text in self.page.locator(selector).all_text_contents() if text.strip()]
+            found: list[str] = self.page.locator(selector).evaluate_all(VISIBLE_TEXTS)
             if found or time.monotonic() > deadline:
                 return found
             self.page.wait_for_timeout(100)
@@ -83,7 +85,8 @@ class ComfyPage:
     def exported(self) -> str:
         """The open workflow as the page would save it, for example_workflows/.
 
-        Turned into text inside the page: Playwright would make null of undefined, which the page then refuses.
+        Turned into text inside the page: Playwright would make null of undefined, which the page then
+        refuses.
         """
         text: str = self.page.evaluate(
             "async () => JSON.stringify((await window.app.graphToPrompt()).workflow, null, 2)"
@@ -123,7 +126,8 @@ def open_page(url: str, chromium: Path) -> Iterator[ComfyPage]:
         try:
             context.route("**/*", only_server)
             page = context.pages[0]
-            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("pageerror", lambda error: errors.append(error.stack or str(error)))
+            page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
             page.add_init_script("localStorage.setItem('Comfy.userId', 'default');")
             page.goto(url, wait_until="domcontentloaded")
             page.wait_for_function(READY, timeout=TIMEOUT_MS)

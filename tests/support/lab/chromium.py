@@ -2,8 +2,8 @@
 
     python3 -m lab.chromium [--install]
 
-Installs only as root on a Debian-like system, which means a container or a CI machine; anybody else is told what to
-do. Standard library only, because it runs beside `lab.install`.
+Installs only as root on a Debian-like system, which means a container or a CI machine; anybody else is told
+what to do. Standard library only, because it runs beside `lab.install`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PLACES = {
     ),
 }
 ADVICE = (
-    "The browser tests need Chromium or Chrome. Install one (Debian: apt-get install chromium, Ubuntu: snap install "
-    "chromium, macOS: brew install --cask chromium) or name it in the environment variable CHROMIUM."
+    "The browser tests need Chromium or Chrome. Install one (Debian: apt-get install chromium, Ubuntu: snap "
+    "install chromium, macOS: brew install --cask chromium) or name it in the environment variable CHROMIUM."
 )
 
 

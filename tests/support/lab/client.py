@@ -1,8 +1,4 @@
-"""Talk to a ComfyUI server as a program does: post a workflow, follow it, read what came out.
-
-    result = run_workflow(server.url, prompt, on_progress=print)
-    picture = fetch_image(server.url, result.images()[0])
-"""
+"""Talk to a ComfyUI server as a program does: post a workflow, follow it, read what came out."""
 
 from __future__ import annotations
 
@@ -34,7 +30,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """A proxy from the environment has no business between this program and its own machine."""
 
 
-class ServerUnreachable(ConnectionError):
+class ServerUnreachableError(ConnectionError):
     """Nobody answered at that address."""
 
 
@@ -51,7 +47,7 @@ class RunResult:
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Node id -> what that node showed."""
     error: dict[str, Any] = field(default_factory=dict)
-    """Of a failed run: node_id, node_type, exception_message, ...; of a refused one: type, message, details."""
+    """Of a failed run: node_id, node_type, exception_message and more; of a refused one: type, message."""
     node_errors: dict[str, Any] = field(default_factory=dict)
     """Of a refused workflow: node id -> what is wrong with its inputs."""
 
@@ -83,7 +79,7 @@ def run_workflow(
     except asyncio.TimeoutError:
         raise TimeoutError(f"the workflow did not end within {timeout:.0f} s") from None
     except aiohttp.ClientError as error:
-        raise ServerUnreachable(f"{url}: {error}") from error
+        raise ServerUnreachableError(f"{url}: {error}") from error
 
 
 def fetch_image(url: str, image: Mapping[str, str]) -> bytes:
@@ -92,7 +88,7 @@ def fetch_image(url: str, image: Mapping[str, str]) -> bytes:
 
 
 def get_json(url: str, path: str, *, timeout: float = 60.0) -> Any:
-    """What the server answers at that path. Raises ServerUnreachable."""
+    """What the server answers at that path. Raises ServerUnreachableError."""
     return json.loads(_get(url, path, timeout))
 
 
@@ -104,9 +100,9 @@ def _get(url: str, path: str, timeout: float) -> bytes:
     except urllib.error.HTTPError as error:
         with error:
             reason = f"{url}{path}: HTTP {error.code}"
-        raise ServerUnreachable(reason) from None
+        raise ServerUnreachableError(reason) from None
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        raise ServerUnreachable(f"{url}{path}: {error}") from None
+        raise ServerUnreachableError(f"{url}{path}: {error}") from None
 
 
 async def _limited(run: Any, timeout: float) -> RunResult:
@@ -161,7 +157,7 @@ async def _follow(
         if message.type is aiohttp.WSMsgType.BINARY:  # a preview picture
             continue
         if message.type is not aiohttp.WSMsgType.TEXT:
-            raise ServerUnreachable("the server closed the connection in the middle of a run")
+            raise ServerUnreachableError("the server closed the connection in the middle of a run")
         event = json.loads(message.data)
         kind, data = event["type"], event.get("data") or {}
         events.append((kind, data))

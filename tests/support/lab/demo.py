@@ -1,8 +1,9 @@
 """`make demo`: show, in a minute and without a graphics card, that the pack works in the real ComfyUI.
 
-Runs one workflow over HTTP with a LoKr and a LoHa file at three strengths and once without the pack, then says how
-far each picture is from the plain one. Strength 0 must give the plain picture to the last bit and every other
-strength must change it; otherwise the exit code is 1. Pictures, a contact sheet and the table land in LAB/demo.
+Runs one workflow over HTTP with a LoKr and a LoHa file at three strengths and once without the pack, then
+says how far each picture is from the plain one. Strength 0 must give the plain picture to the last bit and
+every other strength must change it; otherwise the exit code is 1. Pictures, a contact sheet and the table
+land in LAB/demo.
 """
 
 from __future__ import annotations
@@ -74,9 +75,7 @@ class Ticker:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    argparse.ArgumentParser(prog="lab.demo", description="Show the pack at work.").parse_args(
-        arguments
-    )
+    argparse.ArgumentParser(prog="lab.demo", description="Show the pack at work.").parse_args(arguments)
     stop_cleanly_on_sigterm()
     try:
         return _demo()
@@ -120,9 +119,7 @@ def _demo() -> int:
     return 1 if problems else 0
 
 
-def _shoot(
-    server: ComfyServer, prompt: workflows.Prompt, title: str, strength: float | None
-) -> Shot:
+def _shoot(server: ComfyServer, prompt: workflows.Prompt, title: str, strength: float | None) -> Shot:
     ticker = Ticker(title if strength is None else f"{title} at {strength:g}")
     result = run_workflow(server.url, prompt, on_progress=ticker.step)
     ticker.done(f"{result.status} in {result.seconds:.1f} s")
@@ -167,10 +164,7 @@ def _write_up(plain: Shot, rows: list[list[Shot]]) -> list[str]:
     for shot in shots:
         _save(shot, f"{shot.title.partition('.')[0]}_{shot.strength:g}")
     sheet = contact_sheet(
-        [
-            [("plain", plain.picture)] + [(_caption(shot), shot.picture) for shot in row]
-            for row in rows
-        ]
+        [[("plain", plain.picture)] + [(_caption(shot), shot.picture) for shot in row] for row in rows]
     )
     sheet.save(paths.DEMO / "contact_sheet.png")
     verdict = "\n".join(problems) or "Everything as it should be."

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def pixels(picture: bytes) -> Pixels:
-    """The decoded RGB values of a picture file: height x width x 3. What else the file holds does not matter."""
+    """The decoded RGB values of a picture file, height x width x 3, whatever else the file holds."""
     with Image.open(io.BytesIO(picture)) as image:
         return np.asarray(image.convert("RGB"))
 

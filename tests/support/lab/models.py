@@ -2,14 +2,14 @@
 
     python -m lab.models tiny_sd15 ...
 
-Each is built from ComfyUI's own class with few layers and random weights, so key names, shapes and fused projections
-are the real ones while a picture takes a second on one core. What a loader reads from the keys may be shrunk (depth,
-width where it follows from a shape); what it assumes may not (SD1.5 needs 320 channels, a complete CLIP-L). Models
-that cannot be made small, like Flux, are absent. Pictures of random weights are noise, and that is enough: a test
-asks whether they change, and how.
+Each is built from ComfyUI's own class with few layers and random weights, so key names, shapes and fused
+projections are the real ones while a picture takes a second on one core. What a loader reads from the keys
+may be shrunk (depth, width where it follows from a shape); what it assumes may not (SD1.5 needs 320
+channels, a complete CLIP-L). Models that cannot be made small, like Flux, are absent. Pictures of random
+weights are noise, and that is enough: a test asks whether they change, and how.
 
-Values are deterministic: each tensor has a generator of its own, seeded from its name, so that adding a tensor to a
-model never changes the others.
+Values are deterministic: each tensor has a generator of its own, seeded from its name, so that adding a
+tensor to a model never changes the others.
 """
 
 from __future__ import annotations
@@ -112,9 +112,6 @@ def _is_current(path: Path) -> bool:
     return read_metadata(path).get("lab_version") == VERSION
 
 
-# ---------------------------------------------------------------------------------------------------------- values
-
-
 def _generator(name: str, seed: int) -> torch.Generator:
     import torch
 
@@ -147,9 +144,6 @@ def _half(tensors: Tensors) -> Tensors:
 
 def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
     return {prefix + key: tensor for key, tensor in tensors.items()}
-
-
-# --------------------------------------------------------------------------------------------------- architectures
 
 
 def _class_arguments() -> dict[str, Any]:
@@ -205,7 +199,8 @@ def _unet_sd15(*, full: bool) -> Tensors:
 def _taesd_tensors(latent_channels: int) -> Tensors:
     """The small autoencoder, its last layer scaled and shifted by what was found to centre the colours.
 
-    Most pixels must lie between black and white, since a difference is not seen where both pictures are cut off.
+    Most pixels must lie between black and white, since a difference is not seen where both pictures are cut
+    off.
     """
     import torch
     from comfy.taesd.taesd import TAESD
@@ -213,8 +208,8 @@ def _taesd_tensors(latent_channels: int) -> Tensors:
     model = TAESD(latent_channels=latent_channels)
     tensors = _fill(model, 3)
     last = f"taesd_decoder.{len(model.taesd_decoder) - 1}"
-    tensors[f"{last}.weight"] *= 0.6
-    tensors[f"{last}.bias"] = torch.tensor([0.6, 0.85, 0.7])
+    tensors[f"{last}.weight"] *= 0.45
+    tensors[f"{last}.bias"] = torch.tensor([0.72, 1.19, 0.96])
     return tensors
 
 
@@ -234,9 +229,6 @@ def _autoencoder_kl() -> Tensors:
         "dropout": 0.0,
     }
     return _fill(AutoencoderKL(ddconfig=config, embed_dim=4), 3)
-
-
-# --------------------------------------------------------------------------------------------------------- recipes
 
 
 def _sd15(*, full: bool) -> dict[str, Tensors]:

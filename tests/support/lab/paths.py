@@ -1,7 +1,8 @@
 """Where everything of the lab lies: one folder, so that deleting it leaves nothing behind.
 
-Two environment variables move things: LYCORIS_LAB names the lab's folder (default: `.host` in the repository) and
-COMFYUI_PATH names an existing ComfyUI to test against instead of the one the lab unpacks. Standard library only.
+Two environment variables move things: LYCORIS_LAB names the lab's folder (default: `.host` in the
+repository) and COMFYUI_PATH names an existing ComfyUI to test against instead of the one the lab unpacks.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -39,11 +40,19 @@ def venv_python() -> Path:
     return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+def require_comfyui() -> Path:
+    """ComfyUI's folder. Raises RuntimeError with advice when there is no ComfyUI in it."""
+    if (COMFYUI / "main.py").is_file():
+        return COMFYUI
+    advice = "run `make test` or `make demo` once" if COMFYUI_IS_OURS else "see COMFYUI_PATH"
+    raise RuntimeError(f"There is no ComfyUI in {COMFYUI}: {advice}.")
+
+
 def host_environment() -> dict[str, str]:
     """The environment for ComfyUI's server.
 
-    It does not litter source folders with bytecode, asks no model hub for anything, and computes on one thread: that
-    makes results repeatable and leaves a shared machine usable.
+    It does not litter source folders with bytecode, asks no model hub for anything, and computes on one
+    thread: that makes results repeatable and leaves a shared machine usable.
     """
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", "1")

@@ -1,8 +1,8 @@
 """Make ComfyUI importable in this process, on the CPU.
 
-ComfyUI reads its options from `sys.argv` at the first import, and would otherwise look for a graphics card. So this
-runs before any import of `comfy`. It is for programs and test sessions that use ComfyUI's classes without a server;
-the server has a process of its own.
+ComfyUI reads its options from `sys.argv` at the first import, and would otherwise look for a graphics card.
+So this runs before any import of `comfy`. It is for programs and test sessions that use ComfyUI's classes
+without a server; the server has a process of its own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ def prime_comfy() -> None:
 
     Raises RuntimeError when ComfyUI is missing, or was imported before without this.
     """
-    if not (paths.COMFYUI / "main.py").is_file():
-        raise RuntimeError(
-            f"There is no ComfyUI in {paths.COMFYUI}: run `make test` once, or set COMFYUI_PATH."
-        )
-    folder = str(paths.COMFYUI)
+    folder = str(paths.require_comfyui())
     if folder in sys.path:
         return
     if "comfy" in sys.modules:

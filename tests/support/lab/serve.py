@@ -1,7 +1,4 @@
-"""`make serve`: ComfyUI with this pack and the tiny models, open in the browser until Ctrl-C.
-
-    python -m lab.serve [--port 8188]
-"""
+"""`make serve [PORT=8188]`: ComfyUI with this pack and the tiny models, open in the browser until Ctrl-C."""
 
 from __future__ import annotations
 

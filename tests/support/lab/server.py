@@ -3,9 +3,9 @@
     with ComfyServer(base) as server:
         run_workflow(server.url, prompt)
 
-The server listens on the loopback interface only, computes on the CPU, and keeps everything it writes below one base
-directory. The lab's models are made known through a file of extra model paths and not by a link, so that a test can
-put files of its own into `BASE/models` without touching the lab's.
+The server listens on the loopback interface only, computes on the CPU, and keeps everything it writes below
+one base directory. The lab's models are made known through a file of extra model paths and not by a link,
+so that a test can put files of its own into `BASE/models` without touching the lab's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from lab import paths
-from lab.client import ServerUnreachable, get_json
+from lab.client import ServerUnreachableError, get_json
 
 PACK_FOLDER = "comfyui-lycoris"
 """The pack's folder in custom_nodes: a name that is no Python identifier, as clones have."""
@@ -151,8 +151,6 @@ class ComfyServer:
             return "(no log)"
         return "\n".join(text.splitlines()[-lines:])
 
-    # -- preparation ----------------------------------------------------------------------------------------------
-
     def _lay_out(self) -> None:
         """The folders ComfyUI expects, the pack, the extra model paths and the settings."""
         for folder in ("custom_nodes", "input", "output", "temp", "user"):
@@ -172,7 +170,7 @@ class ComfyServer:
 
     def _command(self, port: int) -> list[str]:
         command = [
-            *(sys.executable, str(paths.COMFYUI / "main.py")),
+            *(sys.executable, str(paths.require_comfyui() / "main.py")),
             *("--cpu", "--listen", "127.0.0.1", "--port", str(port)),
             *("--base-directory", str(self.base)),
             *("--output-directory", str(self.output)),
@@ -191,7 +189,7 @@ class ComfyServer:
         while True:
             if not self.is_running():
                 raise ServerError(f"ComfyUI ended while starting:\n{self.log_tail()}")
-            with contextlib.suppress(ServerUnreachable):
+            with contextlib.suppress(ServerUnreachableError):
                 get_json(self.url, "/system_stats", timeout=5)
                 break
             if time.monotonic() > deadline:

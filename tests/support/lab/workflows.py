@@ -1,8 +1,8 @@
 """Workflows in API format, and the same workflow without this pack's nodes.
 
 A workflow in API format is a dictionary: node id -> {"class_type", "inputs"}; a link is a two-item list
-[node id, output index]. The tests ask of a workflow what it does compared with the plain model, so the plain variant
-is derived from it, not kept as a second file that could drift.
+[node id, output index]. The tests ask of a workflow what it does compared with the plain model, so the
+plain variant is derived from it, not kept as a second file that could drift.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def with_strength(prompt: Prompt, strength: float) -> Prompt:
 
 
 def plain(prompt: Prompt) -> Prompt:
-    """A copy without this pack's nodes: models and CLIPs pass them by, and what only shows their results goes too."""
-    kept = {key: node for key, node in copy.deepcopy(prompt).items() if key not in ours(prompt)}
+    """A copy without this pack's nodes: models and CLIPs pass them by, what shows their texts goes too."""
+    kept = {key: node for key, node in copy.deepcopy(prompt).items() if not is_ours(node["class_type"])}
     for key, node in list(kept.items()):
         for name, value in node["inputs"].items():
             if _is_link(value):

@@ -1,0 +1,204 @@
+"""How fast a patch changes a weight, against ComfyUI core's own adapters on the same tensors.
+
+    make bench          or: PYTHONPATH=tests/support .host/venv/bin/python benchmarks/apply.py
+
+Both sides run in this process, alternating, and the median of each counts. Two figures per row:
+
+- alone: ``calculate_weight`` on an fp32 weight, which is what this pack can make faster;
+- whole: what ModelPatcher does for every weight: cast to fp32, patch, round to the stored dtype, copy back.
+
+"floor" is one in-place pass over the weight plus the products of the factors, measured in the same run: less
+than that is only possible by fusing the two. "scratch" is the largest new tensor, in parts of the weight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from lab.pack import load_pack
+from lab.prime import prime_comfy
+
+SHAPES = ((1280, 1280), (10240, 1280), (3072, 3072), (12288, 3072), (1280, 1280, 3, 3))
+FACTOR = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """Median seconds of one algorithm on one shape."""
+
+    algo: str
+    shape: tuple[int, ...]
+    dtype: str
+    core_alone: float
+    ours_alone: float
+    core_whole: float
+    ours_whole: float
+    floor: float
+    scratch: float
+
+
+def factors(algo: str, shape: tuple[int, ...], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Random tensors of one layer, stored as fp16 as most files are."""
+    o, i = shape[0], math.prod(shape[1:])
+
+    def normal(*size: int) -> torch.Tensor:
+        return (torch.randn(size, generator=generator) * 0.02).half()
+
+    alpha = {"alpha": torch.tensor(8.0)}
+    if algo == "LoRA":
+        down = normal(16, *shape[1:])
+        return {"lora_up.weight": normal(o, 16, *(1 for _ in shape[2:])), "lora_down.weight": down, **alpha}
+    if algo == "LoHa":
+        halves = {"hada_w1_a": normal(o, 8), "hada_w1_b": normal(8, i)}
+        return {**halves, "hada_w2_a": normal(o, 8), "hada_w2_b": normal(8, i), **alpha}
+    w1 = {"lokr_w1": normal(FACTOR, FACTOR)}
+    if algo == "LoKr":
+        return {**w1, "lokr_w2_a": normal(o // FACTOR, 16), "lokr_w2_b": normal(16, i // FACTOR), **alpha}
+    return {**w1, "lokr_w2": normal(o // FACTOR, shape[1] // FACTOR, *shape[2:]), **alpha}
+
+
+def products(algo: str, tensors: dict[str, torch.Tensor]) -> Callable[[], object]:
+    """The matrix products that no implementation can avoid, in fp32."""
+    wide = {name: value.float().flatten(1) for name, value in tensors.items() if name != "alpha"}
+    if algo == "LoRA":
+        return lambda: wide["lora_up.weight"] @ wide["lora_down.weight"]
+    if algo == "LoHa":
+        return lambda: (wide["hada_w1_a"] @ wide["hada_w1_b"], wide["hada_w2_a"] @ wide["hada_w2_b"])
+    if algo == "LoKr":
+        return lambda: wide["lokr_w2_a"] @ wide["lokr_w2_b"]
+    return lambda: None
+
+
+def side_by_side(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Median seconds of each function, taken in turns so that all see the same machine."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or min(map(len, taken.values())) < 5:
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def largest_allocation(run: Callable[[], object]) -> int:
+    """Bytes of the largest single allocation that ``run`` makes."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        run()
+    return max((event.cpu_memory_usage for event in trace.events()), default=0)
+
+
+def measure(algo: str, shape: tuple[int, ...], dtype: torch.dtype, pack: object, seconds: float) -> Row:
+    """One row of the table."""
+    import comfy.float
+    import comfy.lora
+
+    library = sys.modules[f"{pack.__name__}.lycoris_algos"]
+    bridge = sys.modules[f"{pack.__name__}.nodes.host.patch"].LycorisPatch
+    generator = torch.Generator().manual_seed(0)
+    tensors = factors(algo, shape, generator)
+    stored = (torch.randn(shape, generator=generator) * 0.05).to(dtype)
+
+    core = comfy.lora.load_lora({f"x.{k}": v for k, v in tensors.items()}, {"x": "x.weight"})["x.weight"]
+    ours = bridge.of([(library.LayerAdapter.from_tensors(tensors), 1.0)], {"x"})
+
+    def patched(patch: object, weight: torch.Tensor) -> torch.Tensor:
+        return comfy.lora.calculate_weight([(1e-3, patch, 1.0, None, None)], weight, "x.weight")
+
+    def whole(patch: object, parameter: torch.Tensor) -> None:
+        wide = parameter.to(torch.float32, copy=True)
+        parameter.copy_(comfy.float.stochastic_rounding(patched(patch, wide), parameter.dtype, seed=1))
+
+    expected, found = patched(core, stored.float()), patched(ours, stored.float())
+    assert torch.allclose(expected, found, rtol=1e-4, atol=1e-6), (algo, shape)
+
+    one, two, three = (stored.float() for _ in range(3))
+    p_core, p_ours = stored.clone(), stored.clone()
+    product = products(algo, tensors)
+    took = side_by_side(
+        {
+            "core alone": lambda: patched(core, one),
+            "ours alone": lambda: patched(ours, two),
+            "core whole": lambda: whole(core, p_core),
+            "ours whole": lambda: whole(ours, p_ours),
+            "pass": lambda: three.mul_(1.0),
+            "products": product,
+        },
+        seconds,
+    )
+    scratch = largest_allocation(lambda: patched(ours, two)) / (4 * stored.numel())
+    return Row(
+        algo,
+        shape,
+        str(dtype).removeprefix("torch."),
+        took["core alone"],
+        took["ours alone"],
+        took["core whole"],
+        took["ours whole"],
+        took["pass"] + took["products"],
+        scratch,
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """A Markdown table of all rows, and the geometric means."""
+    lines = [
+        "| algorithm | weight | stored | alone: core ms | ours ms | × | whole: core ms | ours ms | × "
+        "| alone / floor | scratch |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r.algo} | {'×'.join(map(str, r.shape))} | {r.dtype} "
+            f"| {r.core_alone * 1e3:.2f} | {r.ours_alone * 1e3:.2f} | {r.core_alone / r.ours_alone:.1f} "
+            f"| {r.core_whole * 1e3:.2f} | {r.ours_whole * 1e3:.2f} | {r.core_whole / r.ours_whole:.1f} "
+            f"| {r.ours_alone / r.floor:.2f} | {r.scratch:.3f} |"
+        )
+    alone = statistics.geometric_mean(r.core_alone / r.ours_alone for r in rows)
+    whole = statistics.geometric_mean(r.core_whole / r.ours_whole for r in rows)
+    slowest = min(min(r.core_alone / r.ours_alone, r.core_whole / r.ours_whole) for r in rows)
+    floor = max(r.ours_alone / r.floor for r in rows)
+    lines += [
+        "",
+        f"Geometric mean: alone {alone:.1f}×, whole {whole:.1f}×. Least favourable ratio {slowest:.2f}×. "
+        f"Worst distance to the floor {floor:.2f}×.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=2.0, help="measuring time per row")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    prime_comfy()
+    torch.set_num_threads(options.threads)
+    pack = load_pack()
+    rows: list[Row] = []
+    with torch.inference_mode():
+        for dtype in (torch.float16, torch.float32):
+            for algo in ("LoRA", "LoHa", "LoKr", "LoKr, w2 whole"):
+                for shape in SHAPES:
+                    rows.append(measure(algo, shape, dtype, pack, options.seconds))
+                    print(table(rows[-1:]).splitlines()[2], file=sys.stderr, flush=True)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

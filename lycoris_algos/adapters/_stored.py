@@ -1,0 +1,160 @@
+"""What everything stored for a layer has in common: fields that are tensors and numbers under known keys.
+
+Fields are declared with ``tensor``, ``indices``, ``number`` and ``whole_numbers``, which name the key suffix
+that they are stored under; loading, saving, checking and the flat form that the ComfyUI bridge passes around
+are derived from that, so an algorithm's file holds only its own maths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import BadValueError, ShapeMismatchError
+from ._keys import KeySpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_KEY, _KIND = "key", "kind"
+
+
+def tensor(key: str, *, optional: bool = False) -> Any:
+    """A dataclass field holding the real tensor stored as ``key``; None when ``optional`` and absent."""
+    default = None if optional else dataclasses.MISSING
+    return dataclasses.field(default=default, metadata={_KEY: key, _KIND: "real"})
+
+
+def indices(key: str) -> Any:
+    """A dataclass field holding the tensor of whole numbers stored as ``key``."""
+    return dataclasses.field(metadata={_KEY: key, _KIND: "whole"})
+
+
+def number(key: str) -> Any:
+    """A dataclass field holding the number stored as the one-element tensor ``key``; None when absent."""
+    return dataclasses.field(default=None, metadata={_KEY: key, _KIND: "number"})
+
+
+def whole_numbers(key: str) -> Any:
+    """A dataclass field holding the tuple of ints stored as the short vector ``key``."""
+    return dataclasses.field(metadata={_KEY: key, _KIND: "ints"})
+
+
+class Stored(ABC):
+    """Tensors and numbers of one layer under known key suffixes. A frozen dataclass."""
+
+    #: Name in files, reports and the registry: lower case, stable for ever.
+    algo: ClassVar[str]
+    #: Name for people.
+    title: ClassVar[str]
+    #: Where the maths comes from: a paper, or the program that defined the format.
+    reference: ClassVar[str]
+    #: The key suffixes it is stored under.
+    keys: ClassVar[KeySpec]
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Builds it from {suffix: tensor} and checks that everything fits together.
+
+        Raises ShapeMismatchError or BadValueError; the caller adds file and layer.
+        """
+        values = {}
+        for field in _fields(cls):
+            key = field.metadata.get(_KEY)
+            if key is None:  # what `prepare` and `ready` work out, with its own default
+                continue
+            stored = tensors.get(key)
+            values[field.name] = None if stored is None else _READERS[field.metadata[_KIND]](key, stored)
+        built = cls(**values)
+        built.check()
+        return built
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """{suffix: tensor}, the inverse of ``from_tensors``; numbers become float32 scalars."""
+        stored: dict[str, Tensor] = {}
+        for field in _fields(type(self)):
+            value = getattr(self, field.name)
+            if _KEY not in field.metadata:
+                continue
+            if isinstance(value, Tensor):
+                stored[field.metadata[_KEY]] = value
+            elif isinstance(value, tuple):
+                stored[field.metadata[_KEY]] = torch.tensor(value, dtype=torch.int64)
+            elif value is not None:
+                stored[field.metadata[_KEY]] = torch.tensor(value, dtype=torch.float32)
+        return stored
+
+    def to_values(self) -> tuple[Any, ...]:
+        """The field values in order: a flat form that survives being moved tensor by tensor."""
+        return tuple(getattr(self, field.name) for field in _fields(type(self)))
+
+    @classmethod
+    def from_values(cls, values: Iterator[Any]) -> Self:
+        """The inverse of ``to_values``; takes as many items from ``values`` as there are fields."""
+        return cls(*(next(values) for _ in _fields(cls)))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(suffix, tensor) of every tensor field that is there."""
+        for field in _fields(type(self)):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor) and _KEY in field.metadata:
+                yield field.metadata[_KEY], value
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises ShapeMismatchError or BadValueError if the tensors do not fit each other."""
+
+
+def require_matrix(name: str, value: Tensor) -> None:
+    """Raises ShapeMismatchError unless ``value`` has two or more dimensions and holds something."""
+    if value.dim() < 2 or 0 in value.shape:
+        raise ShapeMismatchError(
+            f"'{name}' has the shape {tuple(value.shape)}, but must be a non-empty matrix or kernel"
+        )
+
+
+def require_equal(what: str, sizes: Mapping[str, int]) -> None:
+    """Raises ShapeMismatchError, naming all of ``sizes``, unless they are equal."""
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{size} in '{name}'" for name, size in sizes.items())
+        raise ShapeMismatchError(f"the {what} differs between its factors: {found}")
+
+
+def _real(key: str, stored: Tensor) -> Tensor:
+    if not stored.dtype.is_floating_point:
+        raise BadValueError(f"'{key}' is stored as {stored.dtype}, which is no real number type")
+    return stored
+
+
+def _whole(key: str, stored: Tensor) -> Tensor:
+    if stored.dtype.is_floating_point or stored.dtype.is_complex:
+        raise BadValueError(f"'{key}' is stored as {stored.dtype}, but must hold whole numbers")
+    return stored
+
+
+def _number(key: str, stored: Tensor) -> float:
+    if stored.numel() != 1:
+        raise ShapeMismatchError(f"'{key}' must be one number, but has the shape {tuple(stored.shape)}")
+    value = float(stored.to(torch.float64).item())
+    if not math.isfinite(value):
+        raise BadValueError(f"'{key}' is {value}")
+    return value
+
+
+def _ints(key: str, stored: Tensor) -> tuple[int, ...]:
+    if stored.dim() > 1 or stored.numel() > 8:
+        raise ShapeMismatchError(f"'{key}' must be a short list, but has the shape {tuple(stored.shape)}")
+    return tuple(int(_number(key, value)) for value in stored.reshape(-1))
+
+
+_READERS = {"real": _real, "whole": _whole, "number": _number, "ints": _ints}
+
+
+def _fields(cls: type[Stored]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls)  # type: ignore[arg-type]

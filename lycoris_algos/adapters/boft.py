@@ -1,0 +1,147 @@
+"""BOFT: output channels rotated in blocks, over and over, with a butterfly shuffle between the stages.
+
+    R_t = (I + Q_t)(I − Q_t)⁻¹          W' = s ⊙ (P_Tᵀ·R_T·P_T) … (P_0ᵀ·R_0·P_0)·W
+
+``oft_blocks`` (T, n, b, b) with n·b = o; the four dimensions tell it from Diag-OFT. P_t regroups the rows
+at distance 2^t·b/2. ``rescale``, ``alpha`` (a constraint) and its absence are as in oft.py, with one norm
+over all stages. The rotation acts as R here, not Rᵀ as in Diag-OFT. At multiplier m the weight is
+W + m·(W' − W); LyCORIS interpolates every stage instead, which is a polynomial of degree T in m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ShapeMismatchError
+from ..ops.dtypes import to_compute
+from ..ops.rows import row_blocks, rows_per_block
+from ._base import Component, Core, IndirectCore
+from ._keys import KeySpec
+from ._stored import number, tensor
+from .oft import cayley_rotation, require_blocks, require_rescale
+
+_REFERENCE = "https://arxiv.org/abs/2311.06243"
+
+
+@dataclass(frozen=True, eq=False)
+class Butterfly(Core):
+    """Finished rotations (T, n, b, b) of all stages, and the rescaling."""
+
+    algo: ClassVar[str] = "boft_diag"
+    title: ClassVar[str] = "BOFT"
+    reference: ClassVar[str] = _REFERENCE
+    keys: ClassVar[KeySpec] = KeySpec(required=("oft_diag",), optional=("rescale",))
+    needs_weight: ClassVar[bool] = True
+
+    rotations: Tensor = tensor("oft_diag")
+    rescale: Tensor | None = tensor("rescale", optional=True)
+
+    @classmethod
+    def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
+        return [] if tensors["oft_diag"].dim() == 4 else ["'oft_diag' has not four dimensions"]
+
+    @property
+    def rank(self) -> None:
+        return None
+
+    def check(self) -> None:
+        require_stages("oft_diag", self.rotations)
+        require_rescale(self.rescale, self.matrix_shape[0])
+
+    @property
+    def matrix_shape(self) -> tuple[int, None]:
+        return self.rotations.shape[1] * self.rotations.shape[2], None
+
+    @property
+    def row_unit(self) -> int:
+        return 0
+
+    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Butterfly:
+        rotations = to_compute(self.rotations, device, dtype)
+        if self.rescale is None:
+            return replace(self, rotations=rotations)
+        rescale = to_compute(self.rescale, device, dtype).reshape(-1, 1)
+        return replace(self, rotations=rotations, rescale=rescale)
+
+    def ready_delta(self, weight: Tensor | None) -> Tensor:
+        assert weight is not None  # needs_weight
+        return self._turned(weight) - weight
+
+    def _turned(self, rows: Tensor) -> Tensor:
+        """W' for all rows of any columns."""
+        stages, blocks, size, _ = self.rotations.shape
+        turned = rows
+        for stage in range(stages):
+            half = 2**stage * (size // 2)
+            # Rows at distance `half` become neighbours, are rotated in blocks, and go back.
+            paired = turned.reshape(-1, 2, half, turned.shape[1]).transpose(1, 2)
+            rotated = torch.bmm(self.rotations[stage], paired.reshape(blocks, size, -1))
+            turned = rotated.reshape(-1, half, 2, turned.shape[1]).transpose(1, 2).reshape(turned.shape)
+        return turned if self.rescale is None else turned * self.rescale
+
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
+        # Columns are independent, so it goes by blocks of columns: each stays in the cache for all stages.
+        count, columns = rows.shape
+        for first, last in row_blocks(columns, rows_per_block(count, rows.dtype, rows.device)):
+            own = base[:, first:last].contiguous()
+            rows[:, first:last].add_(self._turned(own) - own, alpha=multiplier)
+
+
+@dataclass(frozen=True, eq=False)
+class BOFT(IndirectCore):
+    """One layer's BOFT. Formula and shapes: this module."""
+
+    algo: ClassVar[str] = "boft"
+    title: ClassVar[str] = "BOFT"
+    reference: ClassVar[str] = _REFERENCE
+    keys: ClassVar[KeySpec] = KeySpec(required=("oft_blocks",), optional=("rescale", "alpha"))
+    needs_weight: ClassVar[bool] = True
+
+    blocks: Tensor = tensor("oft_blocks")
+    rescale: Tensor | None = tensor("rescale", optional=True)
+    alpha: float | None = number("alpha")
+
+    @classmethod
+    def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
+        return [] if tensors["oft_blocks"].dim() == 4 else ["'oft_blocks' has not four dimensions"]
+
+    @property
+    def rank(self) -> None:
+        return None
+
+    def check(self) -> None:
+        require_stages("oft_blocks", self.blocks)
+        require_rescale(self.rescale, self.matrix_shape[0])
+
+    @property
+    def matrix_shape(self) -> tuple[int, None]:
+        return self.blocks.shape[1] * self.blocks.shape[2], None
+
+    @property
+    def row_unit(self) -> int:
+        return 0
+
+    def _rotations(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return cayley_rotation(to_compute(self.blocks, device, dtype), self.alpha, self.matrix_shape[0])
+
+    def prepare(self, base_weight: Callable[[], Tensor]) -> Butterfly:
+        return Butterfly(self._rotations(self.blocks.device, torch.float64).float(), self.rescale)
+
+    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Component:
+        return Butterfly(self._rotations(device, dtype), self.rescale).ready(shape, device, dtype)
+
+
+def require_stages(name: str, value: Tensor) -> None:
+    """Raises ShapeMismatchError unless ``value`` (T, n, b, b) is a butterfly: b even, n·b/2 reached by T."""
+    require_blocks(name, value)
+    stages, blocks, size, _ = value.shape
+    if size % 2 or (blocks * size) % (2**stages * (size // 2)):
+        raise ShapeMismatchError(
+            f"'{name}' has the shape {tuple(value.shape)}, but {stages} stages of blocks of {size} "
+            f"do not divide {blocks * size} outputs"
+        )

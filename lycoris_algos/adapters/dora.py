@@ -1,0 +1,100 @@
+"""DoRA: a trained magnitude beside the trained direction, on any core.
+
+    V = W + ΔW          W' = V · d / ‖V‖
+
+Output axis (LyCORIS' default since 3.2): d has one number per output and ‖V‖ is taken over everything else.
+Input axis (before that, and OneTrainer's default): one per input channel, ‖V‖ over outputs and kernel. The
+shape of ``dora_scale`` tells which: (o, 1…) or (o,) against (1, i, 1…). PEFT's ``lora_magnitude_vector`` and
+ai-toolkit's ``magnitude`` are on the output axis always, also where PEFT stores that of a convolution as
+(1, o, 1, 1).
+
+At multiplier m the weight is W + m·(W' − W), as for every other algorithm. LyCORIS scales only d/‖V‖ − 1
+by m, and so changes the weight at m = 0; ComfyUI divides by ‖W‖ on the output axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..errors import ShapeMismatchError
+from ._keys import KeySpec
+from ._modifiers import Magnitude
+from ._stored import tensor
+
+_REFERENCE = "https://arxiv.org/abs/2402.09353"
+
+
+@dataclass(frozen=True, eq=False)
+class DoRA(Magnitude):
+    """``dora_scale``, on either axis."""
+
+    algo: ClassVar[str] = "dora"
+    title: ClassVar[str] = "DoRA"
+    reference: ClassVar[str] = _REFERENCE
+    keys: ClassVar[KeySpec] = KeySpec(required=("dora_scale",))
+
+    scale: Tensor = tensor("dora_scale")
+
+    @property
+    def vector(self) -> Tensor:
+        return self.scale
+
+    @property
+    def over_rows(self) -> bool:
+        # (1, 1) is either; both axes then give the same, since one of them has a single channel.
+        return self.scale.dim() > 1 and self.scale.shape[0] == 1
+
+    def check(self) -> None:
+        wide = sum(size > 1 for size in self.scale.shape)
+        if self.scale.numel() == 0 or wide > 1 or any(size > 1 for size in self.scale.shape[2:]):
+            raise ShapeMismatchError(
+                f"'dora_scale' has the shape {tuple(self.scale.shape)}, "
+                "but must hold one number per output or per input channel"
+            )
+
+    def fits(self, shape: Sequence[int]) -> None:
+        axis = 1 if self.over_rows else 0
+        channels = shape[axis] if len(shape) > axis else 1
+        if self.scale.numel() != channels:
+            raise ShapeMismatchError(
+                f"DoRA has {self.scale.numel()} magnitudes, but the weight {'×'.join(map(str, shape))} "
+                f"has {channels} {'input' if axis else 'output'} channels"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class MagnitudeVector(Magnitude):
+    """PEFT's ``lora_magnitude_vector`` and ai-toolkit's ``magnitude``: the output axis in any shape."""
+
+    algo: ClassVar[str] = "dora_vector"
+    title: ClassVar[str] = "DoRA"
+    reference: ClassVar[str] = _REFERENCE
+    keys: ClassVar[KeySpec] = KeySpec(required=("lora_magnitude_vector",))
+
+    magnitudes: Tensor = tensor("lora_magnitude_vector")
+
+    @property
+    def vector(self) -> Tensor:
+        return self.magnitudes
+
+    @property
+    def over_rows(self) -> bool:
+        return False
+
+    def check(self) -> None:
+        if self.magnitudes.numel() != max(self.magnitudes.shape, default=0):
+            raise ShapeMismatchError(
+                f"the magnitude vector has the shape {tuple(self.magnitudes.shape)}, "
+                "but must hold one number per output"
+            )
+
+    def fits(self, shape: Sequence[int]) -> None:
+        outputs = shape[0] if shape else 1
+        if self.magnitudes.numel() != outputs:
+            raise ShapeMismatchError(
+                f"DoRA has {self.magnitudes.numel()} magnitudes, but the weight has {outputs} outputs"
+            )

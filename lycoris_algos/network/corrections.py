@@ -1,0 +1,189 @@
+"""What only a file's metadata says about its maths.
+
+Most tensors mean the same whoever wrote them. A few trainers scale by something that they do not put into the
+file's ``alpha``; their metadata says so, and without it no loader can be right. Each correction here turns
+such a layer into the plain form of the same algorithm with the alpha that its training used, and says what it
+did, for the report.
+
+A corrected set is marked, so that it is not corrected again after it was saved and loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from ..adapters import Core, LayerAdapter
+from ..adapters.glora import GLoRA
+from ..adapters.loha import LoHa
+from ..adapters.lokr import LoKr
+from ..adapters.lora import LoRA
+from ..adapters.oft import DiagOFT, SplitOFT
+from ..io import network_args
+
+#: Metadata key of a set whose alphas are what training used.
+MARK = "lycoris_algos.corrected"
+
+_DYLORA_BLOCK = 4  # LyCORIS' default block_size
+# kohya stores 0 for "no rotation at all" where LyCORIS stores it for "no constraint". A constraint that is
+# this small leaves no rotation either, in every loader.
+_NO_ROTATION = 1e-12
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the metadata says about how the file was trained."""
+
+    algo: str
+    module: str
+    args: Mapping[str, str]
+    #: alpha as the user gave it, for linear layers and convolutions.
+    alphas: frozenset[float]
+    peft: Mapping[str, object]
+
+    def flag(self, name: str) -> bool:
+        return self.args.get(name, "").strip().lower() in ("true", "1", "yes")
+
+
+_Correction = Callable[[str, Core, _Facts], tuple[Core, str] | None]
+
+
+def corrected(
+    layers: Mapping[str, LayerAdapter], metadata: Mapping[str, str]
+) -> tuple[dict[str, LayerAdapter], dict[str, str], tuple[str, ...]]:
+    """(layers, metadata, notes) with every alpha as training used it. Says what it did in ``notes``."""
+    if MARK in metadata:
+        return dict(layers), dict(metadata), ()
+    facts = _facts(metadata)
+    changed: dict[str, LayerAdapter] = {}
+    counts: dict[str, int] = {}
+    for name, layer in layers.items():
+        for core, note in _corrections(name, layer.core, facts):
+            layer = replace(layer, core=core)
+            counts[note] = counts.get(note, 0) + 1
+        changed[name] = layer
+    if not counts:
+        return changed, dict(metadata), ()
+    notes = tuple(f"{note} ({count} of {len(layers)} layers)" for note, count in counts.items())
+    return changed, {**metadata, MARK: "; ".join(counts)}, notes
+
+
+def _corrections(name: str, core: Core | None, facts: _Facts) -> Iterator[tuple[Core, str]]:
+    for correction in _ALL:
+        found = None if core is None else correction(name, core, facts)
+        if found is not None:
+            core = found[0]
+            yield found
+
+
+def _dylora(name: str, core: Core, facts: _Facts) -> tuple[Core, str] | None:
+    """LyCORIS divides alpha by the number of blocks where the file's rank counts ranks."""
+    if facts.algo != "dylora" or not isinstance(core, LoRA) or core.alpha is None:
+        return None
+    try:
+        block = int(float(facts.args.get("block_size", _DYLORA_BLOCK)))
+    except ValueError:
+        return None
+    if block < 2:
+        return None
+    note = f"DyLoRA of LyCORIS with block_size {block}: alpha is {block} times what the file says"
+    return replace(core, alpha=core.alpha * block), note
+
+
+def _rank_stabilised(name: str, core: Core, facts: _Facts) -> tuple[Core, str] | None:
+    """rs_lora divides alpha by √r; LyCORIS writes alpha·√r, except where this function says otherwise."""
+    if not facts.flag("rs_lora") or not isinstance(core, LoRA | LoHa | LoKr | GLoRA) or core.alpha is None:
+        return None
+    if isinstance(core, LoKr) and core.rank is None:
+        if core.fixed_scale is not None:
+            return None
+        # Both factors whole: training forces alpha = r and scales by √r; r·√r is what the file says.
+        note = "LoKr of whole matrices with rs_lora: scaled by √rank, which the file's alpha tells"
+        return replace(core, fixed_scale=abs(core.alpha) ** (1 / 3)), note
+    if core.rank is None or core.rank < 2:
+        return None
+    raw = isinstance(core, GLoRA) or any(math.isclose(core.alpha, a, rel_tol=1e-2) for a in facts.alphas)
+    if not raw:
+        return None
+    note = "rs_lora whose alpha was stored without √rank: multiplied by it"
+    return replace(core, alpha=core.alpha * math.sqrt(core.rank)), note
+
+
+def _split_qkv(name: str, core: Core, facts: _Facts) -> tuple[Core, str] | None:
+    """kohya trains q, k, v (and the MLP beside them) apart and stores them as one, with one part's alpha."""
+    if not facts.flag("split_qkv") or not isinstance(core, LoRA) or core.alpha is None:
+        return None
+    parts = 3 if name.endswith(("_qkv", ".qkv")) else 4 if name.endswith("linear1") else 1
+    if parts == 1:
+        return None
+    note = f"kohya's split_qkv: alpha belongs to one of {parts} parts, so it counts {parts} times"
+    return replace(core, alpha=core.alpha * parts), note
+
+
+def _kohya_oft(name: str, core: Core, facts: _Facts) -> tuple[Core, str] | None:
+    """alpha 0 is no constraint to LyCORIS; kohya clamps to it, so nothing turns."""
+    if not facts.module.startswith("networks.oft") or not isinstance(core, DiagOFT | SplitOFT):
+        return None
+    if core.alpha != 0.0:
+        return None
+    return replace(core, alpha=_NO_ROTATION), "kohya's OFT with alpha 0: its constraint allows no rotation"
+
+
+def _peft_alpha(name: str, core: Core, facts: _Facts) -> tuple[Core, str] | None:
+    """PEFT stores no alpha; it is in the configuration, for all layers or by patterns of names."""
+    if not facts.peft or not isinstance(core, LoRA | LoHa | LoKr) or core.alpha is not None:
+        return None
+    component, _, path = name.partition(".")
+    config = {key: facts.peft.get(f"{component}.{key}", facts.peft.get(key)) for key in _PEFT_KEYS}
+    alpha = _pattern_value(config["alpha_pattern"], path, config["lora_alpha"] or config["alpha"])
+    if alpha is None or core.rank is None:
+        return None
+    stabilised = config["use_rslora"] is True or config["rank_dropout_scale"] == "rslora"
+    factor = math.sqrt(core.rank) if stabilised else 1.0
+    return replace(core, alpha=alpha * factor), "alpha from PEFT's configuration in the metadata"
+
+
+_PEFT_KEYS = ("lora_alpha", "alpha", "alpha_pattern", "use_rslora", "rank_dropout_scale")
+_ALL: tuple[_Correction, ...] = (_dylora, _rank_stabilised, _split_qkv, _kohya_oft, _peft_alpha)
+
+
+def _pattern_value(patterns: object, path: str, default: object) -> float | None:
+    """PEFT's rule: the first pattern that the end of the path matches, else the default."""
+    if isinstance(patterns, dict):
+        for pattern, value in patterns.items():
+            if isinstance(value, int | float) and re.fullmatch(rf"(.*\.)?{re.escape(pattern)}", path):
+                return float(value)
+    return float(default) if isinstance(default, int | float) else None
+
+
+def _facts(metadata: Mapping[str, str]) -> _Facts:
+    args = network_args(metadata)
+    for key, value in _json(metadata.get("lycoris_config")).items():
+        args.setdefault(key, str(value))
+    alphas = {metadata.get("ss_network_alpha"), *(args.get(k) for k in ("conv_alpha", "linear_alpha"))}
+    peft = _json(metadata.get("lora_adapter_metadata")) or _json(metadata.get("adapter_config"))
+    return _Facts(
+        algo=args.get("algo", "").lower(),
+        module=metadata.get("ss_network_module", ""),
+        args=args,
+        alphas=frozenset(number for number in map(_float, alphas) if number is not None),
+        peft=peft,
+    )
+
+
+def _float(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def _json(text: str | None) -> dict[str, object]:
+    try:
+        found = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,48 @@
+"""Orthogonal matrices from unconstrained ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cayley(skew: Tensor) -> Tensor:
+    """(I + Q)(I − Q)⁻¹ for a batch of skew-symmetric Q (…, b, b): orthogonal for every Q."""
+    identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+    # X(I − Q) = I + Q, solved from the right without forming the inverse.
+    rotation: Tensor = torch.linalg.solve(identity - skew, identity + skew, left=False)
+    return rotation
+
+
+def cayley_neumann(skew: Tensor) -> Tensor:
+    """The first five terms of the Cayley transform's series, I + 2Q + 2Q² + 2Q³ + Q⁴, for (…, b, b).
+
+    Not exactly orthogonal; it is what trains where this form is used.
+    """
+    identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+    square = skew @ skew
+    return identity + 2 * skew + 2 * square + 2 * square @ skew + square @ square
+
+
+def skew_from_blocks(blocks: Tensor, limit: float | None) -> Tensor:
+    """B − Bᵀ for a batch (…, b, b), shrunk where its Frobenius norm over all blocks exceeds ``limit``."""
+    skew = blocks - blocks.mT
+    if limit is None:
+        return skew
+    norm = torch.linalg.vector_norm(skew) + 1e-8
+    return skew * torch.clamp(limit / norm, max=1.0)
+
+
+def skew_from_triangle(vectors: Tensor) -> Tensor:
+    """Skew-symmetric (n, b, b) from their upper triangles in row order (n, b·(b−1)/2)."""
+    size = block_size(vectors.shape[1])
+    skew = vectors.new_zeros((vectors.shape[0], size, size))
+    row, column = torch.triu_indices(size, size, 1, device=vectors.device)
+    skew = skew.index_put((torch.arange(len(vectors), device=vectors.device)[:, None], row, column), vectors)
+    return skew - skew.mT
+
+
+def block_size(triangle: int) -> int:
+    """b for a triangle of b·(b−1)/2 numbers; 0 if there is no such b."""
+    size = round((1 + (1 + 8 * triangle) ** 0.5) / 2)
+    return size if size * (size - 1) // 2 == triangle else 0

@@ -1,0 +1,389 @@
+"""Laws that hold for every algorithm and every sample of it: tests/support/samples.py and oracles.py.
+
+What the comparisons allow, and why, is written in oracles.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from oracles import ORACLES, check_delta, check_rounded_once, expected_delta, same_bits, to_numpy, tolerance
+from samples import CASES, Case, Target, targets
+from torch import Tensor
+
+from lycoris_algos import LayerAdapter, ShapeMismatchError
+from lycoris_algos.adapters import component, cores, parts
+from lycoris_algos.ops import rows
+
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
+FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+MULTIPLIERS = (1.0, 0.7, -0.5, 3.0)
+
+every_target = pytest.mark.parametrize("target", targets(), ids=lambda target: target.name)
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def adapter(target: Target, tensors: dict[str, Tensor] | None = None) -> LayerAdapter:
+    """The adapter of one parameter: of the layer's weight, or of its bias."""
+    layer = LayerAdapter.from_tensors(target.case.tensors if tensors is None else tensors)
+    if target.what == "weight":
+        return layer
+    assert layer.bias is not None
+    return layer.bias
+
+
+def factors(layer: LayerAdapter) -> dict[str, Tensor]:
+    """Everything of a layer that is kept as a tensor; what is kept as a number (alpha) is not here."""
+    return {suffix: value for part in layer.components() for suffix, value in part.tensors()}
+
+
+def needs_weight(target: Target) -> bool:
+    return any(component(algo).needs_weight for algo in target.algos)
+
+
+# ---- the samples cover the library ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [*cores(), *parts()], ids=lambda cls: cls.algo)
+def test_every_algorithm_has_an_oracle_and_samples(cls: type) -> None:
+    own = [case for case in CASES if cls.algo in (*case.algos, *case.bias_algos)]
+    assert cls.algo in ORACLES, "write its formula in tests/support/oracles.py"
+    assert own, "write its samples in tests/support/samples.py"
+    stored = frozenset().union(*(case.tensors for case in own))
+    assert cls.keys.names <= stored, f"no sample stores {sorted(cls.keys.names - stored)}"
+    assert cls.keys.names == ORACLES[cls.algo].keys
+
+
+def test_names_of_samples_are_unique() -> None:
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+
+
+# ---- the definition -------------------------------------------------------------------------------------
+
+
+@every_target
+def test_delta_is_the_formula(target: Target) -> None:
+    layer = adapter(target)
+    for dtype in WEIGHT_DTYPES:
+        weight = target.weight(dtype)
+        before = weight.clone()
+        expected = expected_delta(target.algos, target.case.tensors, weight)
+        got = layer.delta(weight)
+        assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert got.shape == weight.shape
+        check_delta(got, expected, target.case, dtype)
+        assert same_bits(weight, before)
+
+
+@every_target
+def test_factors_may_be_stored_in_any_dtype(target: Target) -> None:
+    for stored_dtype in FACTOR_DTYPES:
+        stored = target.case.stored(stored_dtype)
+        layer = adapter(target, stored)
+        for dtype in (torch.float64, torch.float32):
+            weight = target.weight(dtype)
+            expected = expected_delta(target.algos, stored, weight)
+            check_delta(layer.delta(weight), expected, target.case, dtype)
+            layer.add_to_(weight, 1.0)
+            base = to_numpy(target.weight(dtype))
+            check_rounded_once(weight, base + expected, tolerance(target.case, dtype, base, expected))
+
+
+@every_target
+def test_delta_of_a_shape_is_the_delta_of_a_weight(target: Target) -> None:
+    layer = adapter(target)
+    if needs_weight(target):
+        with pytest.raises(TypeError, match="give the weight"):
+            layer.delta(target.shape)
+        return
+    weight = target.weight()
+    assert same_bits(layer.delta(target.shape), layer.delta(weight))
+    assert same_bits(layer.delta(list(target.shape)), layer.delta(weight))
+    wide = adapter(target, target.case.stored(torch.float64))
+    assert same_bits(wide.delta(target.shape), wide.delta(weight.double()))
+
+
+@every_target
+def test_gradients_reach_every_factor(target: Target) -> None:
+    stored = target.case.stored(torch.float64)
+    names = [name for name, value in factors(adapter(target, stored)).items() if value.is_floating_point()]
+    weight = target.weight(torch.float64)
+    leaves = [stored[name].requires_grad_() for name in names]
+    if needs_weight(target):
+        leaves.append(weight.requires_grad_())
+
+    def delta(*values: Tensor) -> Tensor:
+        layer = adapter(target, {**stored, **dict(zip(names, values))})  # noqa: B905 - W may come last
+        return layer.delta(values[-1] if needs_weight(target) else weight)
+
+    assert torch.autograd.gradcheck(delta, leaves, fast_mode=True)
+    gradients = torch.autograd.grad(delta(*leaves).square().sum(), leaves, allow_unused=True)
+    used = frozenset().union(*(component(algo).keys.names for algo in target.algos))
+    for name, gradient in zip(names, gradients, strict=False):
+        assert (gradient is not None) == (name in used), name
+
+
+# ---- the multiplier -------------------------------------------------------------------------------------
+
+
+@every_target
+def test_weight_plus_multiplier_times_delta(target: Target) -> None:
+    layer = adapter(target)
+    for dtype in WEIGHT_DTYPES:
+        start = target.weight(dtype)
+        base = to_numpy(start)
+        delta = expected_delta(target.algos, target.case.tensors, start)
+        for multiplier in MULTIPLIERS:
+            weight = start.clone()
+            assert layer.add_to_(weight, multiplier) is weight
+            assert weight.dtype == dtype
+            change = multiplier * delta
+            check_rounded_once(weight, base + change, tolerance(target.case, dtype, base, change))
+
+
+@every_target
+def test_multiplier_0_leaves_every_bit(target: Target) -> None:
+    layer = adapter(target)
+    for dtype in WEIGHT_DTYPES:
+        weight = target.weight(dtype)
+        flat = weight.view(-1)
+        flat[0], flat[1], flat[2] = float("nan"), -0.0, 0.0
+        before = weight.clone()
+        for zero in (0.0, -0.0, 0):
+            assert layer.add_to_(weight, zero) is weight
+        assert same_bits(weight, before), dtype
+
+
+@every_target
+def test_fused_update_is_the_delta_that_is_formed(target: Target) -> None:
+    # Both sides are the library's, so this holds without any oracle; the bound is that of rounding alone.
+    layer = adapter(target)
+    for dtype in (torch.float64, torch.float32):
+        start = target.weight(dtype)
+        formed = layer.delta(start)
+        for multiplier in MULTIPLIERS:
+            fused = to_numpy(layer.add_to_(start.clone(), multiplier))
+            change = to_numpy(formed) * multiplier
+            tau = tolerance(target.case, dtype, to_numpy(start), change)
+            assert (np.abs(fused - to_numpy(start) - change) <= 2 * tau).all()
+
+
+@every_target
+def test_preparing_changes_nothing(target: Target) -> None:
+    layer, start = adapter(target), target.weight(torch.float64)
+    prepared = layer.prepare(lambda: start)
+    expected = to_numpy(layer.delta(start))
+    flat = LayerAdapter.from_values(iter(prepared.to_values()))
+    for other in (prepared, flat) if target.what == "weight" else (prepared,):
+        assert np.abs(to_numpy(other.delta(start)) - expected).max() <= 1e-10 * np.abs(expected).max()
+
+
+# ---- where blocks of rows end ---------------------------------------------------------------------------
+
+
+@every_target
+def test_any_size_of_block(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = int(torch.Size(target.shape[1:]).numel())
+    layer = adapter(target)
+    for dtype in (torch.float32, torch.bfloat16):
+        start = target.weight(dtype)
+        base = to_numpy(start)
+        change = 0.7 * expected_delta(target.algos, target.case.tensors, start)
+        tau = tolerance(target.case, dtype, base, change)
+        for wanted in (1, 2, 5):
+            monkeypatch.setattr(rows, "_CPU_BLOCK", wanted * columns * 4)
+            assert rows.rows_per_block(columns, torch.float32, torch.device("cpu")) == wanted
+            check_rounded_once(layer.add_to_(start.clone(), 0.7), base + change, tau)
+
+
+# ---- strides --------------------------------------------------------------------------------------------
+
+
+def layouts(start: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, storage, view): ``view`` holds the numbers of ``start`` and lies somewhere in ``storage``."""
+
+    def inside(storage: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
+        view.copy_(start)
+        return storage, view
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float32).to(start.dtype)
+
+    o, *rest = start.shape
+    storage = noise(o + 5, *rest)
+    yield "narrowed on dim 0", *inside(storage, storage.narrow(0, 2, o))
+    storage = noise(2 * o, *rest)
+    yield "every second row", *inside(storage, storage[::2])
+    storage = noise(*rest[::-1], o)
+    yield "transposed", *inside(storage, storage.permute(*reversed(range(start.dim()))))
+    if rest:
+        storage = noise(o, rest[0] + 4, *rest[1:])
+        yield "narrowed on dim 1", *inside(storage, storage.narrow(1, 3, rest[0]))
+        storage = noise(o, *rest[:-1], 2 * rest[-1])
+        yield "every second column", *inside(storage, storage[..., 1::2])
+    for dim, order in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if start.dim() == dim:
+            storage = noise(*start.shape).to(memory_format=order)
+            yield "channels last", *inside(storage, storage)
+
+
+@every_target
+def test_any_strides(target: Target) -> None:
+    layer = adapter(target)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        start = target.weight(dtype)
+        delta = expected_delta(target.algos, target.case.tensors, start)
+        base, change = to_numpy(start), -0.5 * delta
+        tau = tolerance(target.case, dtype, base, change)
+        for name, storage, view in layouts(start):
+            outside = storage.clone()
+            strides = view.stride()
+            layer.add_to_(view, -0.5)
+            assert view.stride() == strides, name
+            check_rounded_once(view, base + change, tau)
+            # Put back what was changed: then nothing else may differ.
+            view.copy_(start)
+            assert same_bits(storage, outside), f"{name}: wrote outside of the view"
+            check_delta(layer.delta(view), delta, target.case, dtype)
+
+
+# ---- the factors ----------------------------------------------------------------------------------------
+
+
+@every_target
+def test_factors_stay_as_they_are(target: Target) -> None:
+    for stored_dtype in (torch.float32, torch.float64, torch.bfloat16):
+        stored = target.case.stored(stored_dtype)
+        before = {suffix: value.clone() for suffix, value in stored.items()}
+        layer = adapter(target, stored)
+        kept = {value.data_ptr() for value in stored.values()}
+        held = {suffix: value.data_ptr() for suffix, value in factors(layer).items()}
+        assert kept.issuperset(held.values()), "a factor was copied on construction"
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            layer.delta(target.weight(dtype))
+            layer.add_to_(target.weight(dtype), 0.7)
+            for part in layer.components():
+                part.ready(torch.device("cpu"), torch.float64)
+        assert all(same_bits(stored[suffix], before[suffix]) for suffix in stored)
+        assert held == {suffix: value.data_ptr() for suffix, value in factors(layer).items()}
+
+
+@every_target
+def test_ready_is_idempotent(target: Target) -> None:
+    device = torch.device("cpu")
+    for part in adapter(target).components():
+        for dtype in (torch.float32, torch.float64):
+            once = part.ready(device, dtype)
+            twice = once.ready(device, dtype)
+            assert type(twice) is type(once)
+            first, second = dict(once.tensors()), dict(twice.tensors())
+            assert first.keys() == second.keys()
+            for name, value in first.items():
+                assert same_bits(value, second[name])
+                assert value.data_ptr() == second[name].data_ptr(), f"{name} was copied again"
+            weight = target.weight(dtype) if part.needs_weight else None
+            assert same_bits(once.ready_delta(weight), twice.ready_delta(weight))
+
+
+@every_target
+def test_one_layer_serves_inference_and_training(target: Target) -> None:
+    layer = adapter(target)
+    parameter = torch.nn.Parameter(target.weight())
+    layer.add_to_(parameter, 0.7)
+    plain = layer.add_to_(target.weight(), 0.7)
+    assert same_bits(parameter.detach(), plain)
+    assert parameter.grad_fn is None
+    with torch.inference_mode():
+        inside = layer.add_to_(target.weight(), 0.7)
+        assert inside.is_inference()
+        assert torch.equal(inside, plain)
+    assert same_bits(layer.add_to_(target.weight(), 0.7), plain)
+
+
+# ---- files ----------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_tensors_survive_the_round_trip(case: Case) -> None:
+    for dtype in (torch.float64, *FACTOR_DTYPES):
+        stored = case.stored(dtype)
+        layer = LayerAdapter.from_tensors(stored)
+        out = layer.to_tensors()
+        assert out.keys() == stored.keys()
+        for suffix, value in stored.items():
+            if suffix in factors(layer):
+                assert same_bits(out[suffix], value)
+            else:  # a number, however it was spelled: alpha may be () or (1,), of any dtype
+                assert torch.equal(out[suffix].double().flatten(), value.double().flatten())
+                assert suffix != "alpha" or out[suffix].shape == ()
+        again = LayerAdapter.from_tensors(out).to_tensors()
+        assert all(same_bits(again[suffix], out[suffix]) for suffix in out)
+
+
+@every_case
+def test_values_survive_the_flat_form(case: Case) -> None:
+    layer = LayerAdapter.from_tensors(case.tensors)
+    flat = layer.to_values()
+    assert all(isinstance(item, Tensor | float | int | str | None) for item in flat)
+    values = iter((*flat, "what follows"))
+    back = LayerAdapter.from_values(values)
+    assert list(values) == ["what follows"]  # exactly its own items are taken
+    assert tuple(part.algo for part in back.components()) == case.algos
+    if not case.algos:
+        return
+    kept = layer.to_tensors()
+    for suffix, value in back.to_tensors().items():
+        assert same_bits(value, kept[suffix])
+    assert all(any(value is item for item in flat) for value in factors(back).values())
+    # As ComfyUI does it: every tensor of the flat form is moved, everything else stays.
+    moved = LayerAdapter.from_values(iter([v.double() if isinstance(v, Tensor) else v for v in flat]))
+    weight = next(case.targets()).weight()
+    assert np.allclose(to_numpy(moved.delta(weight)), to_numpy(layer.delta(weight)), rtol=0, atol=1e-6)
+
+
+@every_case
+def test_exactly_one_core_accepts_the_tensors(case: Case) -> None:
+    taken = frozenset().union(*(part.keys.names for part in parts()))
+    rest = case.tensors.keys() - taken
+    accepting = [core.algo for core in cores() if rest and not core.keys.problems(rest)]
+    names = {core.algo for core in cores()}
+    assert accepting == [algo for algo in case.algos if algo in names]
+
+
+@every_case
+def test_a_layer_is_made_of_what_its_tensors_say(case: Case) -> None:
+    layer = LayerAdapter.from_tensors(case.tensors)
+    assert tuple(part.algo for part in layer.components()) == (*case.algos, *case.bias_algos)
+    bias = () if layer.bias is None else tuple(part.algo for part in layer.bias.components())
+    assert bias == case.bias_algos
+    assert layer.size_bytes == sum(case.tensors[suffix].nbytes for suffix in factors(layer))
+    layer.require_finite()
+    shuffled = LayerAdapter.from_tensors(dict(reversed(case.tensors.items())))
+    assert [part.algo for part in shuffled.components()] == [part.algo for part in layer.components()]
+
+
+# ---- shapes ---------------------------------------------------------------------------------------------
+
+
+@every_target
+def test_a_weight_of_another_size_is_refused_untouched(target: Target) -> None:
+    layer = adapter(target)
+    layer.fits(target.shape)
+    o, *rest = target.shape
+    wrong = [(o + 1, *rest), (2 * o, *rest), (o, *rest, 2), ()]
+    if rest:
+        wrong += [(o, rest[0] + 1, *rest[1:]), (o,), (rest[0] + o, o, *rest[1:])]
+    for shape in wrong:
+        with pytest.raises(ShapeMismatchError, match=r"\d"):
+            layer.fits(shape)
+        with pytest.raises(ShapeMismatchError):
+            layer.delta(torch.zeros(shape))
+        weight = torch.randn(shape)
+        before = weight.clone()
+        with pytest.raises(ShapeMismatchError):
+            layer.add_to_(weight, 1.0)
+        assert same_bits(weight, before)

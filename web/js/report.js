@@ -1,0 +1,113 @@
+/*
+ * Shows a node's report on the node itself: the text that it returns as {"ui": {"text": [report]}}.
+ *
+ * ComfyUI shows such a text on its own nodes only. A DOM widget is the one thing that the canvas renderer and
+ * Nodes 2.0 both place and scale, so there is nothing here that draws.
+ */
+import { app } from "../../../scripts/app.js";
+
+const WIDGET = "lycoris_report";
+const MIN_WIDTH = 400;
+const MIN_HEIGHT = 130;
+
+// A class, not inline styles, so that a user's own CSS can change it. The colours are the theme's.
+const style = document.createElement("style");
+style.textContent = `
+  .lycoris-report-box { position: relative; box-sizing: border-box; width: 100%; height: 100%; min-height: ${MIN_HEIGHT}px; }
+  .lycoris-report {
+    position: absolute; inset: 0; width: 100%; height: 100%; box-sizing: border-box; margin: 0; padding: 6px 8px;
+    border: 1px solid var(--border-color); border-radius: 4px; resize: none; overflow: auto;
+    font: 11px/1.45 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: pre-wrap;
+    color: var(--input-text); background: var(--comfy-input-bg);
+  }
+  .lycoris-report:focus { outline: none; border-color: var(--descrip-text); }
+  .lycoris-report-copy {
+    position: absolute; top: 5px; right: 5px; padding: 1px 7px; opacity: 0; cursor: pointer;
+    border: 1px solid var(--border-color); border-radius: 4px; font: 11px sans-serif;
+    color: var(--descrip-text); background: var(--comfy-menu-bg);
+  }
+  .lycoris-report-box:hover .lycoris-report:not(:placeholder-shown) ~ .lycoris-report-copy,
+  .lycoris-report-copy:focus-visible { opacity: 1; }
+`;
+document.head.append(style);
+
+/** Every node with a report, those to come included: they need no list here. */
+function hasReport(nodeData) {
+  return !!nodeData?.category?.startsWith("LyCORIS") && !!nodeData.output_name?.includes("report");
+}
+
+function element() {
+  // A read-only textarea and not a <pre>: there, the page leaves selecting and the keys (Ctrl+A, Ctrl+C, Delete)
+  // to the browser, where it would otherwise copy or delete nodes.
+  const text = document.createElement("textarea");
+  text.className = "lycoris-report";
+  text.readOnly = true;
+  text.spellcheck = false;
+  text.placeholder = "The report appears here when the workflow has run.";
+  text.setAttribute("aria-label", "LyCORIS report");
+
+  const copy = document.createElement("button");
+  copy.className = "lycoris-report-copy";
+  copy.type = "button";
+  copy.textContent = "copy";
+  copy.addEventListener("click", () => {
+    text.select();
+    // Old, but navigator.clipboard does not exist where ComfyUI is opened from another machine over plain http.
+    document.execCommand("copy");
+  });
+
+  const box = document.createElement("div");
+  box.className = "lycoris-report-box";
+  box.append(text, copy);
+  // What the canvas renderer calls at a click elsewhere, so that the keys are the canvas' again.
+  box.blur = () => text.blur();
+  // Nodes 2.0 would drag the node instead of selecting text.
+  box.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
+  // Nodes 2.0's mark of something that scrolls (newer pages ask for a click into it first).
+  box.dataset.captureWheel = "true";
+  box.addEventListener("wheel", (event) => {
+    event.stopPropagation();
+    if (!event.ctrlKey && !event.metaKey) return;
+    // Pinching means the canvas everywhere; the browser would zoom the whole page.
+    event.preventDefault();
+    app.canvas.processMouseWheel(event);
+  });
+  return box;
+}
+
+function show(node, output) {
+  const box = node.widgets?.find((widget) => widget.name === WIDGET)?.element;
+  if (box && output?.text) box.firstChild.textContent = [output.text].flat().join("\n");
+}
+
+app.registerExtension({
+  name: "LyCORIS.Report",
+
+  nodeCreated(node) {
+    if (!hasReport(node.constructor.nodeData)) return;
+    const widget = node.addDOMWidget(WIDGET, WIDGET, element(), {
+      serialize: false, // in what is sent to the server
+      hideOnZoom: false,
+      getMinHeight: () => MIN_HEIGHT,
+    });
+    widget.serialize = false; // in the saved workflow
+    node.setSize([Math.max(node.size[0], MIN_WIDTH), Math.max(node.size[1], node.computeSize()[1])]);
+
+    // Called after each run, also when the result came from the cache.
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      executed?.apply(this, arguments);
+      show(this, output);
+    };
+  },
+
+  // Called when outputs of an earlier run come back: another tab, a job of the queue, undo. Nodes in a subgraph
+  // are known there by "<id of the subgraph>:<id of the node>".
+  onNodeOutputsUpdated(outputs) {
+    const root = app.rootGraph ?? app.graph;
+    for (const graph of [root, ...(root.subgraphs?.values() ?? [])]) {
+      const prefix = graph === root ? "" : `${graph.id}:`;
+      for (const node of graph.nodes) show(node, outputs[prefix + node.id]);
+    }
+  },
+});
