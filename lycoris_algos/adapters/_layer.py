@@ -218,13 +218,15 @@ def apply_(
     entries: Sequence[tuple[LayerAdapter, float]],
     *,
     transform: Callable[[Tensor], Tensor] | None = None,
+    inverse: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """weight += m₁·ΔW₁, then m₂·ΔW₂ …, in place, in this order, rounding once; returns ``weight``.
 
     ``entries`` are (adapter, multiplier); those with multiplier 0 are skipped. With ``transform`` (a host
-    that stores the weight reordered) each ΔW is formed, transformed and then added. An adapter that
-    enlarges its weight makes a new tensor, which is returned instead, and ``weight`` stays as it is.
-    Raises ShapeMismatchError before anything is changed.
+    that stores the weight reordered) each ΔW is formed, transformed and then added; an adapter that depends
+    on the weight then also needs ``inverse``, which gives back the order that it was trained in (TypeError
+    without). An adapter that enlarges its weight makes a new tensor, which is returned instead, and
+    ``weight`` stays as it is. Raises ShapeMismatchError before anything is changed.
     """
     active = [(layer, multiplier) for layer, multiplier in entries if multiplier != 0.0]
     shape = tuple(weight.shape)
@@ -243,7 +245,10 @@ def apply_(
         return weight
     wide = weight.to(dtype)
     for layer, multiplier in active:
-        wide += transform(layer.delta(wide) * multiplier)
+        if layer.needs_weight and inverse is None:
+            raise TypeError(f"{' + '.join(layer.titles)} needs the weight in the order it was trained in")
+        trained = inverse(wide) if inverse is not None else wide
+        wide += transform(layer.delta(trained) * multiplier)
     return weight if wide is weight else weight.copy_(wide)
 
 

@@ -124,7 +124,7 @@ class PeftIA3(IndirectCore):
 
 @dataclass(frozen=True, eq=False)
 class BiasScale(Part):
-    """What PEFT's (IA)³ on the output does to a bias: b' = b + m·b·(l − 1). Follows from the core's tensor."""
+    """What PEFT's (IA)³ on the output does to a bias, b' = b + m·b·(l − 1); follows from the core."""
 
     algo: ClassVar[str] = "ia3_peft_bias"
     title: ClassVar[str] = "(IA)³"

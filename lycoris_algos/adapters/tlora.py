@@ -88,8 +88,9 @@ class TLoRA(Core):
                 "sig_type=principal"
             )
         up = torch.cat((p * self.values.to(base.device, dtype).reshape(1, -1), -u * s), dim=1)
+        down = torch.cat((q, vh))
         alpha = None if self.alpha is None else self.alpha * (self.rank + rank) / self.rank
-        return LoRA(up, torch.cat((q, vh)), None, alpha)
+        return LoRA(up.to(self.p.device), down.to(self.p.device), None, alpha)
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> TLoRA:
         q, p, values = (to_compute(t, device, dtype) for t in (self.q, self.p, self.values))

@@ -75,8 +75,8 @@ def apply_stack(
     clip_matches = [(f.clip, f.entry.strength_clip) for f in found if f.clip is not None]
     report = "\n".join(_file_report(item, of_clip is not None) for item in found)
     return Applied(
-        _patched(model, model_matches, strength_model),
-        _patched(clip, clip_matches, strength_clip),
+        _patched(model, of_model, model_matches, strength_model),
+        _patched(clip, of_clip, clip_matches, strength_clip),
         f"{_strengths(strength_model, strength_clip, clip)}\n{report}",
     )
 
@@ -128,8 +128,10 @@ def _advice(adapters: AdapterSet, has_clip: bool) -> str:
     return "It was trained for another kind of model: use it with that, or remove it."
 
 
-def _patched(patcher: Any, matches: Sequence[tuple[Match, float]], strength: float) -> Any:
-    found = patches(matches) if strength != 0.0 else {}
+def _patched(
+    patcher: Any, targets: Targets | None, matches: Sequence[tuple[Match, float]], strength: float
+) -> Any:
+    found = patches(matches, targets) if targets is not None and strength != 0.0 else {}
     if not found:
         return patcher
     clone = patcher.clone()

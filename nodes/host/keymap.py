@@ -12,12 +12,15 @@ leave out is added by indexing the model's own keys:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
+import comfy.model_management
 import comfy.utils
+
+from .patch import FUNCTION, INVOLUTION, PLAIN
 
 #: A weight's key, or (key, (dim, start, length)) for a slice, or (key, slice or None, function).
 Target = str | tuple[Any, ...]
@@ -32,7 +35,7 @@ class Targets:
 
     what: str
     names: Mapping[str, Target]
-    shape_of: Callable[[str], tuple[int, ...] | None]
+    patcher: Any
 
     def find(self, layer: str) -> Target | None:
         """The target of ``layer``'s weight, or None."""
@@ -49,6 +52,31 @@ class Targets:
         if rest[0] is not None and rest[0][0] != 0:  # a slice of the inputs leaves the bias alone
             return None
         return (bias, *rest)
+
+    def shape_of(self, key: str) -> tuple[int, ...] | None:
+        """The shape of the model's parameter ``key``, or None if there is none."""
+        try:
+            return tuple(comfy.utils.get_attr(self.patcher.model, key).shape)
+        except AttributeError:
+            return None
+
+    def mapping(self, target: Target) -> str:
+        """How the model's weight follows from the one that ``target``'s layer name means (patch.py)."""
+        if isinstance(target, str) or len(target) < 3:
+            return PLAIN
+        return INVOLUTION if target[2] is comfy.utils.swap_scale_shift else FUNCTION
+
+    def base_weight(self, target: Target) -> Any:
+        """The unpatched weight of ``target`` as the layer was trained, in float32, where ComfyUI computes."""
+        key = target if isinstance(target, str) else target[0]
+        weight, convert = self.patcher.get_key_patches(key)[key][0]
+        device = comfy.model_management.get_torch_device()
+        weight = convert(weight.to(device, copy=True), inplace=True).float()
+        if isinstance(target, str):
+            return weight
+        if target[1] is not None:
+            weight = weight.narrow(*target[1])
+        return target[2](weight) if self.mapping(target) == INVOLUTION else weight
 
     def shape(self, target: Target) -> tuple[int, ...] | None:
         """The shape of the (slice of a) parameter that ``target`` names, or None if there is none."""
@@ -71,7 +99,7 @@ def model_targets(model: Any) -> Targets:
             names[f"lora_unet_{flat}"] = names[f"lycoris_{flat}"] = key
     names.update(comfy.lora.model_lora_keys_unet(inner, {}))
     config = getattr(inner, "model_config", None)
-    return Targets(type(config or inner).__name__, names, _shapes(inner))
+    return Targets(type(config or inner).__name__, names, model)
 
 
 def clip_targets(clip: Any) -> Targets:
@@ -85,7 +113,7 @@ def clip_targets(clip: Any) -> Targets:
             if key.startswith(encoder):
                 names[prefix + _flat(key.removeprefix(encoder))] = key
     names.update(core)
-    return Targets(f"text encoder {type(inner).__name__}", names, _shapes(inner))
+    return Targets(f"text encoder {type(inner).__name__}", names, clip.patcher)
 
 
 def _text_encoders(names: Mapping[str, Target]) -> Iterable[tuple[str, str]]:
@@ -103,13 +131,3 @@ def _text_encoders(names: Mapping[str, Target]) -> Iterable[tuple[str, str]]:
 
 def _flat(key: str) -> str:
     return key.removesuffix(".weight").replace(".", "_")
-
-
-def _shapes(module: Any) -> Callable[[str], tuple[int, ...] | None]:
-    def shape_of(key: str) -> tuple[int, ...] | None:
-        try:
-            return tuple(comfy.utils.get_attr(module, key).shape)
-        except AttributeError:
-            return None
-
-    return shape_of

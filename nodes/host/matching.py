@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, ref
 
-from ...lycoris_algos import AdapterSet, LayerAdapter, ShapeMismatchError, Unmatched
+from ...lycoris_algos import AdapterSet, LayerAdapter, LycorisError, ShapeMismatchError, Unmatched
 from .keymap import Target, Targets
-from .patch import LycorisPatch
+from .patch import FUNCTION, LycorisPatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +65,35 @@ def _place(layer: str, adapter: LayerAdapter, targets: Targets) -> Placed | str:
                 adapter.bias.fits(bias_shape)
             elif adapter.needs_bias:
                 return f"it changes a bias, but this layer of {targets.what} has none"
+        if adapter.reshape is not None and not isinstance(target, str):
+            return "it enlarges a weight that this model stores as a part of another"
+        if adapter.needs_weight and targets.mapping(target) == FUNCTION:
+            titles = " + ".join(adapter.titles)
+            return f"{titles} depends on the weight, which this model stores in another order"
+        prepared = _prepared(adapter, target, targets)
     except ShapeMismatchError as error:
         return f"{error}: it was trained for another model"
-    return Placed(layer, adapter, target if adapter.weight_components else None, bias)
+    except LycorisError as error:
+        return str(error)
+    return Placed(layer, prepared, target if adapter.weight_components else None, bias)
 
 
-def patches(matches: Iterable[tuple[Match, float]]) -> dict[Target, LycorisPatch]:
+# What `prepare` worked out last, for as long as the file is loaded: a changed strength runs the node again, but
+# an inverse or a singular value decomposition of every layer need not be done again.
+_PREPARED: WeakKeyDictionary[LayerAdapter, tuple[ref[Any], Target, LayerAdapter]] = WeakKeyDictionary()
+
+
+def _prepared(adapter: LayerAdapter, target: Target, targets: Targets) -> LayerAdapter:
+    model = targets.patcher.model
+    known = _PREPARED.get(adapter)
+    if known is not None and known[0]() is model and known[1] == target:
+        return known[2]
+    prepared = adapter.prepare(lambda: targets.base_weight(target))
+    _PREPARED[adapter] = (ref(model), target, prepared)
+    return prepared
+
+
+def patches(matches: Iterable[tuple[Match, float]], targets: Targets) -> dict[Target, LycorisPatch]:
     """One patch per parameter out of (match, multiplier) of each file, in order of application.
 
     Files with multiplier 0 add nothing, so that their weights stay bit-identical.
@@ -84,10 +109,6 @@ def patches(matches: Iterable[tuple[Match, float]]) -> dict[Target, LycorisPatch
                     entries[target].append((adapter, multiplier))
                     names[target].add(item.layer)
     return {
-        target: LycorisPatch.of(own, names[target], has_function=_has_function(target))
+        target: LycorisPatch.of(own, names[target], targets.mapping(target))
         for target, own in entries.items()
     }
-
-
-def _has_function(target: Target) -> bool:
-    return not isinstance(target, str) and len(target) > 2

@@ -20,13 +20,17 @@ from comfy.weight_adapter import WeightAdapterBase
 
 from ...lycoris_algos import LayerAdapter, apply_
 
+# How ComfyUI's weight follows from the one that a file means: as it is; through a function, so that a change
+# is formed first and mapped then; through a function that undoes itself, so that the weight can be mapped
+# back for an adapter that depends on it.
+PLAIN, FUNCTION, INVOLUTION = "plain", "function", "involution"
+
 
 class LycorisPatch(WeightAdapterBase):  # type: ignore[misc]
     """A stack of adapters for one weight, as ComfyUI's ``add_patches`` takes it.
 
-    ``weights`` is (has_function, multiplier, layer…, multiplier, layer…, …), each layer as
-    ``LayerAdapter.to_values`` writes it. ``has_function`` says that ComfyUI maps this target through a
-    function (a fused or reordered weight), in which case the delta is formed and mapped before it is added.
+    ``weights`` is (mapping, multiplier, layer…, multiplier, layer…, …), each layer as
+    ``LayerAdapter.to_values`` writes it. ``mapping`` is one of the words below.
     """
 
     name = "lycoris"
@@ -40,11 +44,10 @@ class LycorisPatch(WeightAdapterBase):  # type: ignore[misc]
         cls,
         entries: Sequence[tuple[LayerAdapter, float]],
         keys: set[str],
-        *,
-        has_function: bool = False,
+        mapping: str = PLAIN,
     ) -> LycorisPatch:
         """A patch of (adapter, multiplier) in order of application; ``keys`` are the file's layer names."""
-        flat: list[Any] = [has_function]
+        flat: list[Any] = [mapping]
         for layer, multiplier in entries:
             flat += (multiplier, *layer.to_values())
         return cls(keys, tuple(flat))
@@ -70,11 +73,19 @@ class LycorisPatch(WeightAdapterBase):  # type: ignore[misc]
         """Changes ``weight`` in place by strength times the stack, and returns it.
 
         ``weight`` is already narrowed by ``offset`` and scaled by ``strength_model``. The maths is done
-        in float32 whatever ``intermediate_dtype`` says.
+        in float32 whatever ``intermediate_dtype`` says. Only an adapter that enlarges its weight makes a
+        new one.
         """
         scaled = [(layer, multiplier * strength) for layer, multiplier in self.entries()]
-        return apply_(weight, scaled, transform=function if self.weights[0] else None)
+        mapping = self.weights[0]
+        return apply_(
+            weight,
+            scaled,
+            transform=None if mapping == PLAIN else function,
+            inverse=function if mapping == INVOLUTION else None,
+        )
 
-    def calculate_shape(self, key: str) -> None:
-        """No adapter here changes the shape of a weight."""
-        return None
+    def calculate_shape(self, key: str) -> tuple[int, ...] | None:
+        """The shape that the weight gets, where an adapter enlarges it; newer hosts ask."""
+        shapes = (layer.reshape.shape for layer, _ in self.entries() if layer.reshape is not None)
+        return max(shapes, default=None)

@@ -15,9 +15,9 @@ Bounds. The library is compared with W + m·ΔW(W) in float64. It may be off by
 
 The first term is ΔW's own error in the compute dtype (1e-5 for float32: dozens of roundings of 6e-8 each, and
 some cancellation between ranks; 1e-12 for float64), the second the rounding of the sum, half an ulp in each
-of two steps. Stored in a narrower dtype, x̃ = round(x) with |x - exact| ≤ τ obeys |x̃ - exact| ≤ |round(exact) -
-exact| + 2τ: it is the nearest number, or the other neighbour where τ decides a tie, which is rare (τ is 1e-3
-ulp of bfloat16 or less). A second rounding anywhere breaks that.
+of two steps. Stored in a narrower dtype, x̃ = round(x) with |x - exact| ≤ τ obeys
+|x̃ - exact| ≤ |round(exact) - exact| + 2τ: it is the nearest number, or the other neighbour where τ decides a
+tie, which is rare (τ is 1e-3 ulp of bfloat16 or less). A second rounding anywhere breaks that.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def round_once(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     return np.rint(values / unit) * unit
 
 
-# ---- comparing ------------------------------------------------------------------------------------------
+# ---- comparing ----------------------------------------------------------------------------------------
 
 
 class Tolerances(Protocol):
@@ -136,7 +136,7 @@ def tolerance(case: Tolerances, dtype: torch.dtype, weight: np.ndarray, change: 
 
 
 def check_delta(got: Tensor, expected: np.ndarray, case: Tolerances, weight_dtype: torch.dtype) -> None:
-    """``got`` is ``expected`` up to the error of the dtype that a weight of ``weight_dtype`` is computed in."""
+    """``got`` is ``expected`` up to the error of what a weight of ``weight_dtype`` is computed in."""
     tol = case.tol64 if weight_dtype == torch.float64 else case.tol32
     error, most = np.abs(to_numpy(got) - expected).max(), np.abs(expected).max()
     assert error <= tol * most, f"ΔW is off by {error:.3g} of {most:.3g} for a weight in {weight_dtype}"

@@ -53,7 +53,7 @@ class Case:
         return f"{'+'.join((*self.algos, *self.bias_algos))}-{self.variant}"
 
     def stored(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The tensors as a file saved in ``dtype`` holds them: trainers cast everything that is no integer."""
+        """The tensors as a file saved in ``dtype`` holds them: trainers cast all that is no integer."""
         return {
             suffix: value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
             for suffix, value in self.tensors.items()
@@ -91,7 +91,7 @@ CASES: list[Case] = []
 
 
 def samples(algo: str) -> Callable[[Callable[[Draw], Iterator[Case]]], None]:
-    """Registers the cases that the decorated generator yields; it draws its tensors from one seed per ``algo``."""
+    """Registers the cases that the decorated generator yields; it draws from one seed per ``algo``."""
 
     def register(generate: Callable[[Draw], Iterator[Case]]) -> None:
         seed = torch.Generator().manual_seed(zlib.crc32(algo.encode()))

@@ -53,7 +53,7 @@ LIBRARY_NEEDS = {"torch", "numpy", "typing_extensions"}
 def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
     """(level, dotted name) of each import of a module in ``package``; relative ones are made absolute.
 
-    ``from . import a, b`` yields package.a and package.b. The level says how relative it was, 0 for not at all.
+    ``from . import a, b`` yields package.a and package.b. The level is 0 for absolute ones.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -102,7 +102,7 @@ def library_problems(source: str, package: str, piece: str) -> list[str]:
 
 
 def nodes_problems(source: str, package: str, *, door: bool = False) -> list[str]:
-    """The same for a module of nodes/ or nodes/host/; ``door`` is nodes/__init__.py, which collects the nodes."""
+    """The same for a module of nodes/ or nodes/host/; ``door`` is nodes/__init__.py, which has them all."""
     in_host = package.startswith("pack.nodes.host")
     problems = []
     for level, name in imports(source, package):
@@ -208,7 +208,7 @@ def test_every_piece_of_the_library_is_in_the_table() -> None:
     assert pieces <= ALLOWED.keys()
 
 
-# ---- the library without ComfyUI ----------------------------------------------------------------------------
+# ---- the library without ComfyUI ----------------------------------------------------------------------
 
 _IMPORT_EVERYTHING = """
 import importlib, json, pkgutil, sys
@@ -250,7 +250,7 @@ def test_an_import_of_comfyui_would_be_seen(tmp_path: Path) -> None:
     assert of_the_host(modules_after_importing("lib", tmp_path)) == {"comfy"}
 
 
-# ---- what may stand in a file -------------------------------------------------------------------------------
+# ---- what may stand in a file -------------------------------------------------------------------------
 
 #: All that nodes/ may say about torch: types, dtypes, and that a function is not to be compiled.
 _TORCH_NAMES = {"Tensor", "dtype", "device", "float32", "float16", "bfloat16", "float64", "compiler.disable"}
@@ -293,7 +293,7 @@ def tensor_maths(source: str) -> list[str]:
 
 
 def dangers(source: str) -> list[str]:
-    """Ways to run code out of data. ``pickle`` may be named for its error only; torch.load must be weights_only."""
+    """Ways to run code out of data. Of pickle only the error may be named; torch.load is weights_only."""
     tree = ast.parse(source)
     allowed = {
         id(node.value)

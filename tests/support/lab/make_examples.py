@@ -3,10 +3,10 @@
     python -m lab.make_examples [NAME ...]
 
 The workflows that the tests run are in API format; users open the web page's own format, which has positions
-and sizes in it. ComfyUI's page knows how to make the one from the other, so it does: each workflow is opened in
-it, laid out, run, exported, opened again from the export, run again, and photographed. What users get is
-therefore known to open and to run, and the examples cannot drift from the tests. Run it again after a change of
-the nodes' inputs or reports.
+and sizes in it. ComfyUI's page knows how to make the one from the other, so it does: each workflow is opened
+in it, laid out, run, exported, opened again from the export, run again, and photographed. What users get is
+therefore known to open and to run, and the examples cannot drift from the tests. Run it again after a change
+of the nodes' inputs or reports.
 """
 
 from __future__ import annotations
@@ -265,8 +265,10 @@ def _photograph(page: ComfyPage, nodes: Collection[Node]) -> Any:
     corner_x, corner_y = page.page.evaluate(CANVAS_CORNER)
     page.page.evaluate(LOOK, [CHROME - corner_x - left, CHROME - corner_y - top])
     page.page.wait_for_timeout(1500)
-    clip = {"x": CHROME, "y": CHROME, "width": int(width), "height": int(height)}
-    return Image.open(io.BytesIO(page.page.screenshot(clip=clip))).convert("RGB")  # type: ignore[arg-type]
+    picture = page.page.screenshot(
+        clip={"x": CHROME, "y": CHROME, "width": int(width), "height": int(height)}
+    )
+    return Image.open(io.BytesIO(picture)).convert("RGB")
 
 
 def _save_thumbnail(picture: Any, path: Path) -> None:

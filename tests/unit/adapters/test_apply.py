@@ -27,7 +27,7 @@ def layer_of(case: Case) -> LayerAdapter:
     return LayerAdapter.from_tensors(case.tensors)
 
 
-# ---- stacks -----------------------------------------------------------------------------------------------
+# ---- stacks -------------------------------------------------------------------------------------------
 
 STACKS = (
     ("lora-linear", "loha-linear", "lokr-linear"),
@@ -107,7 +107,7 @@ def test_a_misfit_in_a_stack_leaves_the_weight_untouched() -> None:
         assert same_bits(weight, good.weight(dtype))
 
 
-# ---- transformed weights ------------------------------------------------------------------------------------
+# ---- transformed weights ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -147,7 +147,7 @@ def test_a_transform_sees_float32_and_is_not_called_for_nothing() -> None:
     assert seen == [torch.float32]
 
 
-# ---- edges --------------------------------------------------------------------------------------------------
+# ---- edges --------------------------------------------------------------------------------------------
 
 
 def test_a_layer_with_a_bias_only_leaves_the_weight() -> None:
@@ -180,7 +180,7 @@ def test_nan_in_a_weight_stays_where_it_is() -> None:
     assert weight.isnan().sum() == 1
 
 
-# ---- memory -------------------------------------------------------------------------------------------------
+# ---- memory -------------------------------------------------------------------------------------------
 
 
 class Allocations(TorchDispatchMode):

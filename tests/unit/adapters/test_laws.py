@@ -44,7 +44,7 @@ def needs_weight(target: Target) -> bool:
     return any(component(algo).needs_weight for algo in target.algos)
 
 
-# ---- the samples cover the library ----------------------------------------------------------------------
+# ---- the samples cover the library --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cls", [*cores(), *parts()], ids=lambda cls: cls.algo)
@@ -62,7 +62,7 @@ def test_names_of_samples_are_unique() -> None:
     assert len(set(names)) == len(names)
 
 
-# ---- the definition -------------------------------------------------------------------------------------
+# ---- the definition -----------------------------------------------------------------------------------
 
 
 @every_target
@@ -127,7 +127,7 @@ def test_gradients_reach_every_factor(target: Target) -> None:
         assert (gradient is not None) == (name in used), name
 
 
-# ---- the multiplier -------------------------------------------------------------------------------------
+# ---- the multiplier -----------------------------------------------------------------------------------
 
 
 @every_target
@@ -182,7 +182,7 @@ def test_preparing_changes_nothing(target: Target) -> None:
         assert np.abs(to_numpy(other.delta(start)) - expected).max() <= 1e-10 * np.abs(expected).max()
 
 
-# ---- where blocks of rows end ---------------------------------------------------------------------------
+# ---- where blocks of rows end -------------------------------------------------------------------------
 
 
 @every_target
@@ -200,7 +200,7 @@ def test_any_size_of_block(target: Target, monkeypatch: pytest.MonkeyPatch) -> N
             check_rounded_once(layer.add_to_(start.clone(), 0.7), base + change, tau)
 
 
-# ---- strides --------------------------------------------------------------------------------------------
+# ---- strides ------------------------------------------------------------------------------------------
 
 
 def layouts(start: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -251,7 +251,7 @@ def test_any_strides(target: Target) -> None:
             check_delta(layer.delta(view), delta, target.case, dtype)
 
 
-# ---- the factors ----------------------------------------------------------------------------------------
+# ---- the factors --------------------------------------------------------------------------------------
 
 
 @every_target
@@ -304,7 +304,7 @@ def test_one_layer_serves_inference_and_training(target: Target) -> None:
     assert same_bits(layer.add_to_(target.weight(), 0.7), plain)
 
 
-# ---- files ----------------------------------------------------------------------------------------------
+# ---- files --------------------------------------------------------------------------------------------
 
 
 @every_case
@@ -366,7 +366,7 @@ def test_a_layer_is_made_of_what_its_tensors_say(case: Case) -> None:
     assert [part.algo for part in shuffled.components()] == [part.algo for part in layer.components()]
 
 
-# ---- shapes ---------------------------------------------------------------------------------------------
+# ---- shapes -------------------------------------------------------------------------------------------
 
 
 @every_target

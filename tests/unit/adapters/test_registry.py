@@ -1,4 +1,4 @@
-"""The registry: what may put itself there, which class a layer's tensors mean, and how bad tensors are refused."""
+"""The registry: what may put itself there, which class tensors mean, and how bad tensors are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tensors(name: str) -> dict[str, Tensor]:
     return dict(next(case for case in CASES if case.name == name).tensors)
 
 
-# ---- registration -----------------------------------------------------------------------------------------
+# ---- registration -------------------------------------------------------------------------------------
 
 CLASS_DATA: dict[str, Any] = {
     "algo": "test_only",
@@ -111,7 +111,7 @@ def test_an_unknown_name_is_a_key_error() -> None:
         component("no such algorithm")
 
 
-# ---- detection --------------------------------------------------------------------------------------------
+# ---- detection ----------------------------------------------------------------------------------------
 
 
 def test_nothing_at_all() -> None:
@@ -139,9 +139,7 @@ INCOMPLETE = (
         "lokr-linear",
         ("lokr_w2_a",),
         "LoKr",
-        (
-            "one of 'lokr_w2' or 'lokr_w2_a'+'lokr_w2_b' or 'lokr_w2_a'+'lokr_w2_b'+'lokr_t2' must be complete",
-        ),
+        ("one of 'lokr_w2' or 'lokr_w2_a'+'lokr_w2_b' or", "+'lokr_t2' must be complete"),
     ),
     ("lokr-linear-both_whole", ("lokr_w1",), "LoKr", ("one of 'lokr_w1' or", "must be complete")),
     ("lokr-linear-both_low_rank", ("lokr_w1_b",), "LoKr", ("'lokr_w1_a'+'lokr_w1_b' must be complete",)),
@@ -200,7 +198,7 @@ def test_tensors_that_fit_two_algorithms_are_ambiguous(monkeypatch: pytest.Monke
         LayerAdapter.from_tensors(tensors("lora-linear"))
 
 
-# ---- numbers that cannot be used ----------------------------------------------------------------------------
+# ---- numbers that cannot be used ----------------------------------------------------------------------
 
 ONE_OF_EACH = (
     "lora-conv2d_3x3-tucker",
@@ -241,7 +239,7 @@ def test_numbers_whose_sum_overflows_are_finite() -> None:
 def test_alpha_that_is_no_number() -> None:
     for value in (float("nan"), float("inf")):
         for dtype in (torch.float32, torch.float16, torch.float64):
-            with pytest.raises(BadValueError, match="'alpha' is (nan|inf)"):
+            with pytest.raises(BadValueError, match=r"'alpha' is (nan|inf)"):
                 LayerAdapter.from_tensors(
                     tensors("lora-linear") | {"alpha": torch.tensor(value, dtype=dtype)}
                 )
@@ -283,7 +281,7 @@ def test_a_single_number_is_a_factor_too(dtype: torch.dtype) -> None:
         LayerAdapter.from_tensors({"diff": torch.tensor(1, dtype=dtype)})
 
 
-# ---- factors that do not fit each other ---------------------------------------------------------------------
+# ---- factors that do not fit each other ---------------------------------------------------------------
 
 MISFITS = (
     (

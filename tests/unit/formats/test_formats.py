@@ -18,7 +18,7 @@ from lycoris_algos.formats import (
 
 SUFFIXES = known_suffixes()
 
-# ---- splitting ----------------------------------------------------------------------------------------------
+# ---- splitting ----------------------------------------------------------------------------------------
 
 SPLITS = {
     "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": (
@@ -107,7 +107,7 @@ def test_the_longest_suffix_wins(key: str) -> None:
     assert (None if found is None else found[1]) == expected
 
 
-# ---- dialects -----------------------------------------------------------------------------------------------
+# ---- dialects -----------------------------------------------------------------------------------------
 
 KOHYA_SD1 = (
     "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",

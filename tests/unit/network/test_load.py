@@ -1,4 +1,4 @@
-"""``load``: what becomes of every key of a file, and what a person is told about a file that is no adapter."""
+"""``load``: what becomes of every key of a file, and what is said about a file that is no adapter."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def reasons(adapters: AdapterSet) -> dict[str, str]:
     return {item.key: item.reason for item in adapters.unmatched}
 
 
-# ---- a sound file -------------------------------------------------------------------------------------------
+# ---- a sound file -------------------------------------------------------------------------------------
 
 
 def test_a_file_as_its_trainer_wrote_it(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_bias_beside_a_core_and_alone() -> None:
     assert adapters["lora_unet_n"].core is None
 
 
-# ---- what cannot be used is listed --------------------------------------------------------------------------
+# ---- what cannot be used is listed --------------------------------------------------------------------
 
 
 def test_an_unknown_tensor_takes_its_whole_layer_with_it() -> None:
@@ -179,7 +179,7 @@ def test_a_tensor_in_two_spellings_is_not_mixed() -> None:
         assert len({float(value.flatten()[0]) for value in used}) <= 1, f"mixed in the order {order}"
 
 
-# ---- a damaged layer is an error ------------------------------------------------------------------------------
+# ---- a damaged layer is an error ----------------------------------------------------------------------
 
 DAMAGED = (
     ("half of a LoRA", {"lora_up.weight": None}, UnknownAdapterError, "'lora_up.weight' is missing"),
@@ -212,7 +212,7 @@ def test_two_cores_in_one_layer_are_an_error() -> None:
         from_tensors({**at("x", sample("lora-linear")), **at("x", sample("lokr-linear"))})
 
 
-# ---- a file that is something else ----------------------------------------------------------------------------
+# ---- a file that is something else --------------------------------------------------------------------
 
 
 def zeros(*keys: str) -> dict[str, Tensor]:
@@ -344,7 +344,7 @@ def test_what_is_no_weights_file_at_all(tmp_path: Path) -> None:
         load(tmp_path / "gone.safetensors")
 
 
-# ---- no key is lost ---------------------------------------------------------------------------------------------
+# ---- no key is lost -----------------------------------------------------------------------------------
 
 T = torch.ones(1, 1)
 WHOLE: tuple[dict[str, Tensor], ...] = (

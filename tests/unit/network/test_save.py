@@ -1,4 +1,4 @@
-"""``save`` and ``load`` are inverses, bit for bit, in every dialect and stored dtype; and safetensors agrees."""
+"""``save`` and ``load`` are inverses, bit for bit, in every dialect and dtype; and safetensors agrees."""
 
 from __future__ import annotations
 
