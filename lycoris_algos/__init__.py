@@ -16,12 +16,13 @@ from .errors import (
     FileFormatError,
     LycorisError,
     NoMatchError,
+    NoRankError,
     NotAnAdapterError,
     ShapeMismatchError,
     UnknownAdapterError,
 )
 from .inspection import describe
-from .network import AdapterSet, Unmatched, from_tensors, load, save
+from .network import AdapterSet, Unmatched, from_tensors, load, save, with_rank
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "LayerAdapter",
     "LycorisError",
     "NoMatchError",
+    "NoRankError",
     "NotAnAdapterError",
     "ShapeMismatchError",
     "UnknownAdapterError",
@@ -42,4 +44,5 @@ __all__ = [
     "from_tensors",
     "load",
     "save",
+    "with_rank",
 ]

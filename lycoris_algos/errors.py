@@ -48,3 +48,7 @@ class BadValueError(LycorisError):
 
 class NoMatchError(LycorisError):
     """An adapter set and a model that have no, or not all, layers in common."""
+
+
+class NoRankError(LycorisError):
+    """A rank was asked of an algorithm that cannot be cut to one."""

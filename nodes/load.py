@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..lycoris_algos import describe
+from ..lycoris_algos import describe, with_rank
 from ..lycoris_algos.io import trigger_words
-from .host.compat import LYCORIS, schema, text_ui
+from .host.compat import LYCORIS, schema, socket, text_ui
 from .host.files import check_name, file_fingerprint, load_adapters
 from .host.inputs import file_input, strength_input
 from .host.stack import StackEntry
@@ -21,14 +21,25 @@ class LoadLyCORIS(io.ComfyNode):
             node_id="LoadLyCORIS",
             display_name="Load LyCORIS",
             category="LyCORIS",
-            description="Loads a LyCORIS or LoRA file (LoCon, LoHa, LoKr, full, norms) and tells what is "
-            "in it. Connect it to Apply LyCORIS to Model, or to Stack LyCORIS to combine several.",
+            description="Loads a LyCORIS or LoRA file of any algorithm (LoCon, LoHa, LoKr, GLoRA, OFT, BOFT, "
+            "(IA)³, DoRA …) and tells what is in it. Connect it to Apply LyCORIS to Model, or to Stack "
+            "LyCORIS to combine several.",
             search_aliases=["locon", "loha", "lokr", "lora", "lycoris loader"],
             is_output_node=True,
             inputs=[
                 file_input(),
                 strength_input("strength_model", "this file changes the diffusion model"),
                 strength_input("strength_clip", "this file changes the text encoder"),
+                socket(
+                    io.Int,
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="Use only so many ranks: the first ones of a DyLoRA, the best ones of a LoRA or "
+                    "LoKr. 0 uses all of them.",
+                ),
             ],
             outputs=[
                 LYCORIS.Output(display_name="LYCORIS", tooltip="The file, as a stack of one."),
@@ -49,8 +60,10 @@ class LoadLyCORIS(io.ComfyNode):
         return check_name(lycoris_name)
 
     @classmethod
-    def execute(cls, lycoris_name: str, strength_model: float, strength_clip: float) -> io.NodeOutput:
-        adapters = load_adapters(lycoris_name)
+    def execute(
+        cls, lycoris_name: str, strength_model: float, strength_clip: float, rank: int = 0
+    ) -> io.NodeOutput:
+        adapters = with_rank(load_adapters(lycoris_name), rank)
         report = describe(adapters)
         stack = (StackEntry(adapters, strength_model, strength_clip),)
         words = ", ".join(trigger_words(adapters.metadata))

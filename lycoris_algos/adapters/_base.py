@@ -121,6 +121,12 @@ class Core(Component):
     def rank(self) -> int | None:
         """Rank as alpha is divided by it; None for an algorithm or a form without one."""
 
+    def facts(self) -> dict[str, float]:
+        """What a report says about it: {name: number}."""
+        alpha = getattr(self, "alpha", None)
+        found = {"rank": self.rank, "alpha": alpha}
+        return {name: value for name, value in found.items() if value is not None}
+
     @classmethod
     def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
         """Why ``tensors``, whose names are right, are not this algorithm; for names that two share."""

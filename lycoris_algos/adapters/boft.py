@@ -114,6 +114,10 @@ class BOFT(IndirectCore):
     def rank(self) -> None:
         return None
 
+    def facts(self) -> dict[str, float]:
+        constraint = {"constraint": self.alpha} if self.alpha else {}
+        return {"block size": self.blocks.shape[-1], **constraint}
+
     def check(self) -> None:
         require_stages("oft_blocks", self.blocks)
         require_rescale(self.rescale, self.matrix_shape[0])

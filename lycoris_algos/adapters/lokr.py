@@ -11,7 +11,7 @@ are whole, where trainers ignore alpha.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..ops.dtypes import to_compute
 from ..ops.kronecker import add_kron_rows_
+from ..ops.lowrank import best_factors
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
 from ._keys import KeySpec
@@ -73,6 +74,10 @@ class LoKr(Core):
                 ranks["lokr_t2 (second axis)"] = self.t2.shape[1]
             require_equal("rank", ranks)
 
+    def facts(self) -> dict[str, float]:
+        rows, columns = self._first_shape()
+        return {**super().facts(), "w1 rows": rows, "w1 columns": columns}
+
     @property
     def matrix_shape(self) -> tuple[int, int]:
         (o1, i1), (o2, i2) = self._first_shape(), self._second_shape()
@@ -122,6 +127,21 @@ class LoKr(Core):
     def _second_halves(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         a, b = (to_compute(f, device, dtype).flatten(1) for f in _both(self.w2_a, self.w2_b))
         return (a, b) if self.t2 is None else (a.T, absorb_input(to_compute(self.t2, device, dtype), b))
+
+    def best(self, rank: int) -> LoKr:
+        """Its low-rank factors (either or both) cut to the best ``rank`` ranks, at the same scale."""
+        cut = self
+        if self.w1_a is not None and self.w1_b is not None:
+            a, b = best_factors(self.w1_a.flatten(1), self.w1_b.flatten(1), rank)
+            cut = replace(cut, w1_a=a, w1_b=b)
+        if self.w2 is None:
+            halves = self._second_halves(_both(self.w2_a, self.w2_b)[0].device, torch.float32)
+            a, b = best_factors(*halves, rank)
+            cut = replace(cut, w2_a=a, w2_b=b, t2=None)
+        alpha = self.alpha
+        if alpha is not None and self.rank is not None and cut.rank is not None:
+            alpha *= cut.rank / self.rank
+        return replace(cut, alpha=alpha)
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         assert self.w1 is not None  # a ready form has it

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..ops.dtypes import to_compute
+from ..ops.lowrank import best_factors
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
 from ._keys import KeySpec
@@ -64,6 +65,15 @@ class LoRA(Core):
         if self.mid is not None:
             down = absorb_input(to_compute(self.mid, device, dtype), down)
         return replace(self, up=up, down=down, mid=None)
+
+    def best(self, rank: int) -> LoRA:
+        """The best approximation by singular value with ``rank`` ranks, at the same scale."""
+        kernel = self.down.shape[1:] if self.mid is None else (self.down.shape[1], *self.mid.shape[2:])
+        plain = self.ready((), self.up.device, torch.float32)
+        up, down = best_factors(plain.up, plain.down, rank)
+        alpha = None if self.alpha is None else self.alpha * down.shape[0] / self.rank
+        up = up.reshape(*up.shape, *self.up.shape[2:])
+        return LoRA(up, down.reshape(-1, *kernel), None, alpha, self.fixed_scale)
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         return (self.up * scale(self.alpha, self.rank, self.fixed_scale)) @ self.down

@@ -107,6 +107,10 @@ class DiagOFT(IndirectCore):
     def rank(self) -> None:
         return None
 
+    def facts(self) -> dict[str, float]:
+        constraint = {"constraint": self.alpha} if self.alpha else {}
+        return {"block size": self.blocks.shape[-1], **constraint}
+
     def check(self) -> None:
         require_blocks("oft_blocks", self.blocks)
         require_rescale(self.rescale, self.matrix_shape[0])

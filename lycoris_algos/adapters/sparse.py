@@ -4,6 +4,10 @@
 
 ``bias_indices`` (2, n) and ``bias_size`` (2,) are stored as int16, so an index above 32767 comes back
 negative; it is read as the unsigned number that was meant. ``bias_values`` (n,).
+
+Beside a Tucker core that tool takes the residual of the whole fine-tuned weight instead of its difference
+to the base, so the values hold the base weight as well. Loading recognises this (network/corrections.py) and
+uses ``SparseTarget``, which takes W out again: those elements then become exactly what was extracted.
 """
 
 from __future__ import annotations
@@ -70,6 +74,26 @@ class SparseWeight(Part):
         values = torch.where(own, self.values * multiplier, 0)
         inside = torch.clamp(row - start, 0, rows.shape[0] - 1)
         rows.index_put_((inside, column), values, accumulate=True)
+
+
+class SparseTarget(SparseWeight):
+    """Elements of ΔW + W: the residual beside a Tucker core. Stored like ``SparseWeight``."""
+
+    algo: ClassVar[str] = "sparse_target"
+    title: ClassVar[str] = "sparse residual"
+    keys: ClassVar[KeySpec] = KeySpec()
+    needs_weight: ClassVar[bool] = True
+
+    def ready_delta(self, weight: Tensor | None) -> Tensor:
+        assert weight is not None  # needs_weight
+        row, column = self.positions
+        return super().ready_delta(None).index_put((row, column), -weight[row, column], accumulate=True)
+
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
+        row, column = self.positions
+        inside = torch.clamp(row - start, 0, rows.shape[0] - 1)
+        without = replace(self, values=self.values - base[inside, column])
+        SparseWeight.add_rows_(without, rows, start, multiplier, base)
 
 
 def _unsigned(stored: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import starmap
 
 from ..adapters import LayerAdapter
 from ..formats import DIALECTS, is_text_layer
@@ -43,22 +44,25 @@ def describe(adapter_set: AdapterSet) -> str:
 
 def algorithm_lines(layers: Iterable[LayerAdapter]) -> list[str]:
     """One line per combination of algorithms: "LoKr: 152 layers, rank 4, alpha 1"."""
-    ranks: dict[str, Counter[int]] = defaultdict(Counter)
-    alphas: dict[str, Counter[float]] = defaultdict(Counter)
     totals: Counter[str] = Counter()
+    facts_of: dict[str, dict[str, Counter[float]]] = defaultdict(lambda: defaultdict(Counter))
     for layer in layers:
-        title = " + ".join(layer.titles)
+        title = " + ".join(_titles(layer))
         totals[title] += 1
-        rank = layer.core.rank if layer.core is not None else None
-        alpha = getattr(layer.core, "alpha", None)
-        if rank is not None:
-            ranks[title][rank] += 1
-        if alpha is not None:
-            alphas[title][alpha] += 1
+        for name, value in ({} if layer.core is None else layer.core.facts()).items():
+            facts_of[title][name][value] += 1
     return [
-        f"{title}: {_plural(total, 'layer')}{_values('rank', ranks[title])}{_values('alpha', alphas[title])}"
+        ", ".join([f"{title}: {_plural(total, 'layer')}", *starmap(_values, facts_of[title].items())])
         for title, total in totals.most_common()
     ]
+
+
+def _titles(layer: LayerAdapter) -> Iterable[str]:
+    """The layer's titles, DoRA with its axis."""
+    for title in layer.titles:
+        magnitude = layer.magnitude
+        axis = "" if magnitude is None else " on inputs" if magnitude.over_rows else " on outputs"
+        yield title + axis if magnitude is not None and title == magnitude.title else title
 
 
 def unmatched_lines(unmatched: Iterable[Unmatched]) -> list[str]:
@@ -75,13 +79,11 @@ def unmatched_lines(unmatched: Iterable[Unmatched]) -> list[str]:
     ]
 
 
-def _values(name: str, counts: Counter[int] | Counter[float]) -> str:
-    if not counts:
-        return ""
+def _values(name: str, counts: Counter[float]) -> str:
     found = sorted(counts)
     if len(found) == 1:
-        return f", {name} {found[0]:g}"
-    return f", {name} {found[0]:g} to {found[-1]:g} (mostly {counts.most_common(1)[0][0]:g})"
+        return f"{name} {found[0]:g}"
+    return f"{name} {found[0]:g} to {found[-1]:g} (mostly {counts.most_common(1)[0][0]:g})"
 
 
 def _dtypes(adapter_set: AdapterSet) -> str:

@@ -2,6 +2,7 @@
 
 from .adapter_set import AdapterSet, Unmatched
 from .load import from_tensors, load
+from .rank import with_rank
 from .save import save, to_tensors
 
-__all__ = ["AdapterSet", "Unmatched", "from_tensors", "load", "save", "to_tensors"]
+__all__ = ["AdapterSet", "Unmatched", "from_tensors", "load", "save", "to_tensors", "with_rank"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ from ..adapters.loha import LoHa
 from ..adapters.lokr import LoKr
 from ..adapters.lora import LoRA
 from ..adapters.oft import DiagOFT, SplitOFT
+from ..adapters.sparse import SparseTarget, SparseWeight
 from ..io import network_args
 
 #: Metadata key of a set whose alphas are what training used.
@@ -54,21 +56,42 @@ _Correction = Callable[[str, Core, _Facts], tuple[Core, str] | None]
 def corrected(
     layers: Mapping[str, LayerAdapter], metadata: Mapping[str, str]
 ) -> tuple[dict[str, LayerAdapter], dict[str, str], tuple[str, ...]]:
-    """(layers, metadata, notes) with every alpha as training used it. Says what it did in ``notes``."""
-    if MARK in metadata:
-        return dict(layers), dict(metadata), ()
-    facts = _facts(metadata)
+    """(layers, metadata, notes) with every layer as training used it. Says what it did in ``notes``."""
+    counts: Counter[str] = Counter()
     changed: dict[str, LayerAdapter] = {}
-    counts: dict[str, int] = {}
+    facts = None if MARK in metadata else _facts(metadata)
     for name, layer in layers.items():
-        for core, note in _corrections(name, layer.core, facts):
+        for core, note in _corrections(name, layer.core, facts) if facts is not None else ():
             layer = replace(layer, core=core)
-            counts[note] = counts.get(note, 0) + 1
+            counts[note] += 1
         changed[name] = layer
-    if not counts:
-        return changed, dict(metadata), ()
+    described = {**metadata, MARK: "; ".join(counts)} if counts else dict(metadata)
+    for name, layer in changed.items():  # what the tensors themselves say: true of a corrected file as well
+        if _has_target_residual(layer):
+            changed[name] = _with_target_residual(layer)
+            counts[_RESIDUAL_NOTE] += 1
+        if layer.core is not None and layer.core.facts().get("alpha") == 0 and layer.core.rank is not None:
+            counts["alpha is 0: the file changes nothing there"] += 1
     notes = tuple(f"{note} ({count} of {len(layers)} layers)" for note, count in counts.items())
-    return changed, {**metadata, MARK: "; ".join(counts)}, notes
+    return changed, described, notes
+
+
+_RESIDUAL_NOTE = (
+    "extract_locon's sparse residual holds the base weight as well (a bug of that tool): taken out"
+)
+
+
+def _has_target_residual(layer: LayerAdapter) -> bool:
+    tucker = isinstance(layer.core, LoRA) and layer.core.mid is not None
+    return tucker and any(type(part) is SparseWeight for part in layer.parts)
+
+
+def _with_target_residual(layer: LayerAdapter) -> LayerAdapter:
+    parts = (
+        SparseTarget(part.positions, part.values, part.size) if type(part) is SparseWeight else part
+        for part in layer.parts
+    )
+    return replace(layer, parts=tuple(parts))
 
 
 def _corrections(name: str, core: Core | None, facts: _Facts) -> Iterator[tuple[Core, str]]:

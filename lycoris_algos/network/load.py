@@ -8,8 +8,10 @@ without a single adapter is an error that says what the file seems to be instead
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -21,15 +23,27 @@ from ..io import read_tensors
 from .adapter_set import AdapterSet, Unmatched
 from .corrections import corrected
 
-# What a file without adapters may be, by keys that such a file has.
-_OTHER_FILES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("a checkpoint", "load it with Load Checkpoint", ("model.diffusion_model.", "cond_stage_model.")),
-    ("a diffusion model", "load it with Load Diffusion Model", ("diffusion_model.", "double_blocks.")),
-    ("a diffusion model in diffusers' form", "load it as a model", ("down_blocks.", "transformer_blocks.")),
-    ("a text encoder", "load it with Load CLIP", ("text_model.", "encoder.block.", "model.layers.")),
-    ("a VAE", "load it with Load VAE", ("encoder.down.", "decoder.up.", "first_stage_model.")),
-    ("an embedding", "put it into the embeddings folder", ("emb_params", "string_to_param", "clip_")),
-    ("a ControlNet", "load it with Load ControlNet Model", ("control_model.", "controlnet_")),
+# What a file without adapters may be, by keys that such a file has: the first that fits.
+_OTHER_FILES: tuple[tuple[str, str, str], ...] = (
+    (
+        "a ControlNet",
+        "load it with Load ControlNet Model",
+        r"(control_model|controlnet_\w+)\..*(weight|bias)",
+    ),
+    ("a checkpoint", "load it with Load Checkpoint", r"(model\.diffusion_model|cond_stage_model)\."),
+    ("a VAE", "load it with Load VAE", r"(first_stage_model|(encoder\.down|decoder\.up)(_blocks)?)\."),
+    (
+        "a diffusion model",
+        "load it with Load Diffusion Model",
+        r"(diffusion_model|double_blocks)\..*\.(weight|bias)",
+    ),
+    (
+        "a diffusion model in diffusers' form",
+        "load it with Load Diffusion Model",
+        r"(down_blocks|transformer_blocks)\..*\.(weight|bias)",
+    ),
+    ("a text encoder", "load it with Load CLIP", r"(text_model|encoder\.block|model\.layers)\."),
+    ("an embedding", "put it into the embeddings folder", r"emb_params|string_to_param|clip_[lg]$"),
 )
 
 
@@ -55,9 +69,9 @@ def from_tensors(
     grouped, strangers = _group(tensors)
     layers: dict[str, LayerAdapter] = {}
     unmatched = list(strangers)
-    for layer, own in grouped.items():
-        unusable = _unusable(layer, own, unmatched)
-        if unusable:
+    for layer, stored in grouped.items():
+        own = _usable(stored, unmatched)
+        if not own:
             continue
         try:
             adapter = LayerAdapter.from_tensors(own)
@@ -66,32 +80,40 @@ def from_tensors(
             raise error.with_context(f"file '{name}', layer '{layer}'") from error
         layers[layer] = adapter
     if not layers:
-        raise NotAnAdapterError(_no_adapter(name, tensors, unmatched))
+        raise NotAnAdapterError(_no_adapter(name, tensors, unmatched, is_adapter=bool(grouped)))
     layers, described, notes = corrected(layers, metadata or {})
     return AdapterSet(layers, tuple(unmatched), described, common_dialect(layers).name, name, notes)
 
 
-def _group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[Unmatched]]:
-    """Tensors by layer and suffix; and the keys that belong to no layer at all."""
+def _group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, list[_Stored]], list[Unmatched]]:
+    """What each layer stores; and the keys that belong to no layer at all."""
     suffixes = known_suffixes()
-    grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    grouped: dict[str, list[_Stored]] = defaultdict(list)
     rest: list[str] = []
-    strangers: list[Unmatched] = []
     for key, value in tensors.items():
         found = split_key(key, suffixes)
         if found is None:
             rest.append(key)
-        elif found[1] in grouped[found[0]]:
-            strangers.append(Unmatched(key, f"the layer has a second '{found[1]}'"))
         else:
-            grouped[found[0]][found[1]] = value
-    for key in rest:  # a weak suffix, or an unknown tensor, which spoils its layer: see _unusable
+            grouped[found[0]].append(_Stored(key, found[1], value))
+    strangers: list[Unmatched] = []
+    for key in rest:  # a weak suffix, or an unknown tensor, which spoils its layer: see _usable
         owner = next((layer for layer in _prefixes(key) if layer in grouped), None)
         if owner is None:
             strangers.append(Unmatched(key, "no known algorithm stores a tensor of this name"))
         else:
-            grouped[owner][canonical_suffix(key[len(owner) + 1 :])] = tensors[key]
+            suffix = canonical_suffix(key[len(owner) + 1 :])
+            grouped[owner].append(_Stored(key, suffix, tensors[key]))
     return grouped, strangers
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """One tensor of a layer: its key in the file, its suffix in LyCORIS' spelling, and itself."""
+
+    key: str
+    suffix: str
+    tensor: Tensor
 
 
 def _prefixes(key: str) -> Iterable[str]:
@@ -101,26 +123,34 @@ def _prefixes(key: str) -> Iterable[str]:
         yield key
 
 
-def _unusable(layer: str, own: dict[str, Tensor], unmatched: list[Unmatched]) -> bool:
-    """Reports what cannot be used of a layer; True if that is all of it. May drop a stray alpha."""
+def _usable(stored: list[_Stored], unmatched: list[Unmatched]) -> dict[str, Tensor]:
+    """{suffix: tensor} of a layer, whole or empty; what is left out is listed with the reason."""
+    own = {item.suffix: item.tensor for item in stored}
     unknown = sorted(own.keys() - known_suffixes())
+    reason = ""
     if unknown:
         reason = f"this layer also has '{unknown[0]}', which no known algorithm stores"
-        unmatched += [Unmatched(f"{layer}.{suffix}", reason) for suffix in own]
-        return True
+    elif len(own) < len(stored):
+        twice = Counter(item.suffix for item in stored).most_common(1)[0][0]
+        reason = f"this layer has a second '{twice}', in another spelling"
+    if reason:
+        unmatched += [Unmatched(item.key, reason) for item in stored]
+        return {}
     parts_only = frozenset().union(*(kind.keys.names for kind in (*parts(), *modifiers())))
     if own.keys() - parts_only == {"alpha"}:
-        unmatched.append(Unmatched(f"{layer}.alpha", "nothing in this layer is scaled by an alpha"))
+        key = next(item.key for item in stored if item.suffix == "alpha")
+        unmatched.append(Unmatched(key, "nothing in this layer is scaled by an alpha"))
         del own["alpha"]
-        return not own
-    return False
+    return own
 
 
-def _no_adapter(name: str, tensors: Mapping[str, Tensor], unmatched: list[Unmatched]) -> str:
+def _no_adapter(
+    name: str, tensors: Mapping[str, Tensor], unmatched: list[Unmatched], *, is_adapter: bool
+) -> str:
     if not tensors:
         return f"file '{name}' is empty: it holds no tensors. Download or export it again"
-    for what, advice, marks in _OTHER_FILES:
-        if any(key.startswith(marks) for key in tensors):
+    for what, advice, pattern in () if is_adapter else _OTHER_FILES:
+        if any(re.match(pattern, key) for key in tensors):
             return f"file '{name}' is {what}, not a LyCORIS or LoRA file: {advice}"
     first = unmatched[0] if unmatched else Unmatched(next(iter(tensors)), "unknown")
     return (

@@ -78,8 +78,8 @@ def _place(layer: str, adapter: LayerAdapter, targets: Targets) -> Placed | str:
     return Placed(layer, prepared, target if adapter.weight_components else None, bias)
 
 
-# What `prepare` worked out last, for as long as the file is loaded: a changed strength runs the node again, but
-# an inverse or a singular value decomposition of every layer need not be done again.
+# What `prepare` worked out last, for as long as the file is loaded: a changed strength runs the node again,
+# but an inverse or a singular value decomposition of every layer need not be done again.
 _PREPARED: WeakKeyDictionary[LayerAdapter, tuple[ref[Any], Target, LayerAdapter]] = WeakKeyDictionary()
 
 

@@ -158,7 +158,9 @@ def check_rounded_once(got: Tensor, exact: np.ndarray, tau: np.ndarray) -> None:
 
 
 def _ratio(tensors: Arrays, rank: int) -> float:
-    """alpha / rank; 1 for a file without alpha."""
+    """alpha / rank; 1 for a file without alpha; ``scale`` replaces both."""
+    if "scale" in tensors:
+        return float(tensors["scale"].reshape(()))
     return float(tensors["alpha"].reshape(())) / rank if "alpha" in tensors else 1.0
 
 
@@ -185,7 +187,7 @@ def _tucker(core: np.ndarray, outer: np.ndarray, inner: np.ndarray) -> np.ndarra
     return total
 
 
-@oracle("lora", "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha")
+@oracle("lora", "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "scale")
 def _lora(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     up, down = tensors["lora_up.weight"], tensors["lora_down.weight"]
     if "lora_mid.weight" in tensors:
@@ -195,7 +197,11 @@ def _lora(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     return _ratio(tensors, down.shape[0]) * change.reshape(weight.shape)
 
 
-@oracle("loha", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "alpha")
+@oracle(
+    "loha",
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    *("hada_t1", "hada_t2", "alpha", "scale"),
+)
 def _loha(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     def half(n: int) -> np.ndarray:
         a, b = tensors[f"hada_w{n}_a"], tensors[f"hada_w{n}_b"]
@@ -209,20 +215,21 @@ def _loha(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
 @oracle(
     "lokr",
     *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
-    *("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha"),
+    *("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha", "scale"),
 )
 def _lokr(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     kernel = weight.shape[2:]
-    scale = 1.0  # both factors whole: trainers ignore alpha
+    # Where both factors are whole trainers ignore alpha, but A1111 does not ignore its scale.
+    s = float(tensors["scale"]) if "scale" in tensors else 1.0
     if "lokr_w1" in tensors:
         w1 = _matrix(tensors["lokr_w1"])
     else:
         w1 = _two_factors(tensors["lokr_w1_a"], tensors["lokr_w1_b"])
-        scale = _ratio(tensors, tensors["lokr_w1_b"].shape[0])
+        s = _ratio(tensors, tensors["lokr_w1_b"].shape[0])
     if "lokr_w2" in tensors:
         w2 = tensors["lokr_w2"]
     else:
-        scale = _ratio(tensors, tensors["lokr_w2_b"].shape[0])  # once, even if w1 is low-rank too
+        s = _ratio(tensors, tensors["lokr_w2_b"].shape[0])  # once, even if w1 is low-rank too
         if "lokr_t2" in tensors:
             w2 = _tucker(tensors["lokr_t2"], tensors["lokr_w2_a"].T, tensors["lokr_w2_b"])
         else:
@@ -231,7 +238,7 @@ def _lokr(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     w2 = w2.reshape(w2.shape[0], inputs, *kernel)
     # The product by its definition, on the axes of a convolution: every element of w1 times all of w2.
     product = np.einsum("pq,rs...->prqs...", w1, w2)
-    return scale * product.reshape(weight.shape)
+    return s * product.reshape(weight.shape)
 
 
 def _stored(tensors: Arrays, weight: np.ndarray) -> np.ndarray:

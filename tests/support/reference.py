@@ -547,6 +547,32 @@ _form("kohya OFT, constraint holds", _LINEAR, "diag-oft")(_kohya_oft(1e-3))
 _form("kohya OFT, constraint does not matter", _LINEAR, "diag-oft")(_kohya_oft(10.0))
 
 
+@_form("kohya OFT, alpha 0: nothing turns", _LINEAR, "diag-oft")
+def _kohya_oft_zero(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    tensors = {"oft_blocks": _draw(4, 16, 16, std=OFT_SPREAD), "alpha": _number(0.0)}
+    more = {"metadata": _args("networks.oft", 4, 0.0), "needs_metadata": True, "layer": "oft_unet_x"}
+    return tensors, torch.zeros_like(weight), more
+
+
+@_form("kohya OFT for Flux: each of q, k, v turned and constrained by itself", (96, 64), "diag-oft")
+def _oft_flux(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    alpha, tensors, parts = 0.05, {}, []
+    for number, rows in enumerate(weight.split(32)):
+        blocks = _draw(4, 8, 8, std=OFT_SPREAD * (number + 0.5))
+        q, bound = _skew(blocks), float(_number(alpha)) * 32
+        q = q * (min(float(q.norm()), bound) / float(q.norm()))
+        tensors[f"oft_blocks.{number}"] = blocks
+        parts.append(_rotate_outputs(_cayley(q), rows))
+    more = {"metadata": _args("networks.oft_flux", 4, alpha), "layer": "oft_unet_double_blocks_0_img_attn_qkv"}
+    return {**tensors, "alpha": _number(alpha)}, torch.cat(parts) - weight, more
+
+
+@_form("oft_diag in four dimensions (LyCORIS 2.0: a finished BOFT)", _LINEAR, "boft")
+def _boft_diag(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    r = _cayley(_skew(_draw(5, 16, 4, 4, std=OFT_SPREAD))).float().double()
+    return {"oft_diag": r}, _butterfly(r, weight) - weight, {}
+
+
 def _oft_v2(*, scaled: bool = False, share: bool = False) -> Form:
     def formula(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
         size = 8
@@ -578,6 +604,28 @@ def _boft_without_alpha(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor]
 def _no_alpha(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
     tensors, product = _lora(weight)
     return tensors, product, {}
+
+
+@_form("LoRA of a Linear stored like a convolution", _LINEAR)
+def _four_dimensions(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    tensors, product = _lora(weight)
+    tensors = {suffix: value[:, :, None, None] for suffix, value in tensors.items()}
+    return {**tensors, "alpha": _number(ALPHA)}, ALPHA / RANK * product, {}
+
+
+@_form("rs_lora of LyCORIS before 3.1: alpha without the root of the rank", _LINEAR)
+def _raw_rs(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    tensors, product = _lora(weight)
+    metadata = _args("lycoris.kohya", algo="locon", rs_lora="True")
+    more = {"metadata": metadata, "needs_metadata": True}
+    return {**tensors, "alpha": _number(ALPHA)}, ALPHA / math.sqrt(RANK) * product, more
+
+
+@_form("rs_lora of LyCORIS, linear alpha·√rank is what convolutions have as alpha", _LINEAR)
+def _rs_like_conv(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    tensors, product = _lora(weight, 16)
+    metadata = _args("lycoris.kohya", 16, 1.0, algo="locon", rs_lora="True", conv_dim="16", conv_alpha="4")
+    return {**tensors, "alpha": _number(4.0)}, 4.0 / 16 * product, {"metadata": metadata}
 
 
 @_form("LoRA with 'scale', which replaces alpha/rank", _LINEAR)
@@ -661,6 +709,20 @@ def _alpha_list(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor
     return {**tensors, "alpha": torch.tensor([ALPHA]).half()}, ALPHA / RANK * product, {}
 
 
+@_form("LoCon of extract_locon: sparse rest of a row longer than int16 counts", (4, 4096, 3, 3))
+def _sparse_long(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    tensors, product = _lora(weight, 1)
+    columns = weight[0].numel()
+    indices = torch.stack((torch.tensor((0, 1, 3)), torch.tensor((5, 32768, columns - 1))))
+    rest = torch.zeros(4, columns, dtype=torch.float64)
+    rest[indices[0], indices[1]] = 2.0
+    tensors["alpha"] = torch.ones(1).half()
+    tensors["bias_indices"] = indices.to(torch.int16)
+    tensors["bias_values"] = torch.full((3,), 2.0).half()
+    tensors["bias_size"] = torch.tensor((4, columns)).to(torch.int16)
+    return tensors, product + rest.reshape(weight.shape), {}
+
+
 @_form("Norm without b_norm", (64,), "norm")
 def _norm_alone(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
     change = _draw(64)
@@ -735,9 +797,9 @@ def _diffusers_alpha(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], T
     return renamed, ALPHA / RANK * product, more
 
 
-def _flux_blocks(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Three LoRA of q, k and v in one: a block-sparse up, the downs under each other."""
-    ups, downs = [_draw(32, RANK) for _ in range(3)], [_draw(RANK, 64) for _ in range(3)]
+def _flux_blocks(*rows: int) -> tuple[dict[str, Tensor], Tensor]:
+    """The LoRA of q, k, v … in one: a block-sparse up, the downs under each other."""
+    ups, downs = [_draw(o, RANK) for o in rows], [_draw(RANK, 64) for _ in rows]
     up, down = torch.block_diag(*ups), torch.cat(downs)
     product = torch.cat([u @ d for u, d in zip(ups, downs, strict=True)])
     return {"lora_up.weight": up, "lora_down.weight": down}, product
@@ -745,7 +807,7 @@ def _flux_blocks(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 
 @_form("kohya Flux, split_qkv: alpha belongs to a third of the rank", (96, 64))
 def _flux_split(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
-    tensors, product = _flux_blocks(weight)
+    tensors, product = _flux_blocks(32, 32, 32)
     more = {
         "metadata": _args("networks.lora_flux", split_qkv="True"),
         "needs_metadata": True,
@@ -754,9 +816,30 @@ def _flux_split(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor
     return {**tensors, "alpha": _number(ALPHA)}, ALPHA / RANK * product, more
 
 
+@_form("kohya Flux, split_qkv: linear1 has four parts", (160, 64))
+def _flux_single(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    tensors, product = _flux_blocks(32, 32, 32, 64)
+    more = {
+        "metadata": _args("networks.lora_flux", split_qkv="True"),
+        "needs_metadata": True,
+        "layer": "lora_unet_single_blocks_0_linear1",
+    }
+    return {**tensors, "alpha": _number(ALPHA)}, ALPHA / RANK * product, more
+
+
+@_form("kohya Flux, split_qkv, resized since: its rank is its own", (96, 64))
+def _flux_resized(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    tensors, product = _lora(weight)
+    more = {
+        "metadata": _args("networks.lora_flux", split_qkv="True"),
+        "layer": "lora_unet_double_blocks_0_img_attn_qkv",
+    }
+    return {**tensors, "alpha": _number(ALPHA)}, ALPHA / RANK * product, more
+
+
 @_form("kohya Flux, split_qkv, alpha as large as the whole rank", (96, 64))
 def _flux_split_whole(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
-    tensors, product = _flux_blocks(weight)
+    tensors, product = _flux_blocks(32, 32, 32)
     more = {"layer": "lora_unet_double_blocks_0_img_attn_qkv"}
     return {**tensors, "alpha": _number(3.0 * RANK)}, product, more
 
@@ -772,6 +855,31 @@ def _simpletuner(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tenso
     }
     return {**tensors, "alpha": _number(ALPHA)}, ALPHA / 2 * product, more
 
+
+@_form("DyLoRA of LyCORIS, block_size left at its default", _LINEAR, "dylora")
+def _default_blocks(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    tensors, product = _lora(weight, 8)
+    more = {"metadata": _args("lycoris.kohya", 8, algo="dylora"), "needs_metadata": True}
+    return {**tensors, "alpha": _number(ALPHA)}, ALPHA / 2 * product, more
+
+
+@_form("DyLoRA of kohya: an ordinary LoRA", _LINEAR, "dylora")
+def _kohya_dylora(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    tensors, product = _lora(weight, 8)
+    more = {"metadata": _args("networks.dylora", 8, unit="4")}
+    return {**tensors, "alpha": _number(ALPHA)}, ALPHA / 8 * product, more
+
+
+#: How programs spell a LoRA's up and down, after the name of the layer; ComfyUI's Load LoRA reads them all.
+SPELLINGS = (
+    (".lora_up.weight", ".lora_down.weight"),
+    ("_lora.up.weight", "_lora.down.weight"),
+    (".lora_B.weight", ".lora_A.weight"),
+    (".lora.up.weight", ".lora.down.weight"),
+    (".lora_B", ".lora_A"),
+    (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),
+    (".lora_B.default.weight", ".lora_A.default.weight"),
+)
 
 #: Files of formats that are told apart but not computed: they must be refused, with the reason.
 FOREIGN: tuple[tuple[str, tuple[int, ...], dict[str, tuple[int, ...]]], ...] = (

@@ -151,6 +151,7 @@ def _lora(draw: Draw) -> Iterator[Case]:
         "alpha_int64_one_element", ("lora",), {**factors(linear, 4), "alpha": torch.tensor([8])}, linear
     )
     yield Case("alpha_0", ("lora",), {**factors(linear, 4), "alpha": alpha(0)}, linear)
+    yield Case("scale", ("lora",), {**factors(linear, 4), "alpha": alpha(2), "scale": alpha(0.75)}, linear)
     yield Case("rank_1", ("lora",), {**factors(linear, 1), "alpha": alpha(1)}, linear)
     yield Case("rank_over_size", ("lora",), {**factors(linear, 40), "alpha": alpha(20)}, linear)
     # A file trained on a 1×1 convolution that the model holds as a Linear.
@@ -188,6 +189,7 @@ def _loha(draw: Draw) -> Iterator[Case]:
             yield Case(f"{kind}-tucker", ("loha",), {**tucker, "alpha": alpha(2)}, shape)
     linear = LAYERS["linear"]
     yield Case("no_alpha", ("loha",), halves((24, 3), (3, 16)), linear)
+    yield Case("scale", ("loha",), {**halves((24, 3), (3, 16)), "scale": alpha(0.75)}, linear)
     # Tucker with r > o, where a rank read off hada_w1_a's second axis would be wrong without a crash.
     tucker = halves((8, 6), (8, 4)) | {"hada_t1": draw(8, 8, 3), "hada_t2": draw(8, 8, 3)}
     yield Case("tucker-rank_over_size", ("loha",), {**tucker, "alpha": alpha(2)}, (6, 4, 3))
@@ -246,6 +248,9 @@ def _lokr(draw: Draw) -> Iterator[Case]:
     yield case("odd-low_rank", odd, first(3, 2), second(odd, 7, 5, 2))
     no_alpha = {**first(4, 4), **second(linear, 6, 4, 2)}
     yield Case("no_alpha", ("lokr",), no_alpha, linear)
+    yield Case("scale", ("lokr",), {**no_alpha, "alpha": alpha(1), "scale": alpha(0.75)}, linear)
+    whole = {**first(4, 4), **second(linear, 6, 4), "alpha": alpha(7), "scale": alpha(0.75)}
+    yield Case("scale-both_whole", ("lokr",), whole, linear)
 
 
 # ---- parts --------------------------------------------------------------------------------------------

@@ -57,7 +57,8 @@ function element() {
   });
 
   const box = document.createElement("div");
-  box.className = "lycoris-report-box";
+  // The second class is Nodes 2.0's: it gives the box what a taller node has to spare.
+  box.className = "lycoris-report-box widget-expands";
   box.append(text, copy);
   // What the canvas renderer calls at a click elsewhere, so that the keys are the canvas' again.
   box.blur = () => text.blur();
@@ -77,6 +78,7 @@ function element() {
 
 function show(node, output) {
   const box = node.widgets?.find((widget) => widget.name === WIDGET)?.element;
+  // Not .value: as its content, the report is also in the page's text.
   if (box && output?.text) box.firstChild.textContent = [output.text].flat().join("\n");
 }
 

@@ -15,7 +15,7 @@ from samples import CASES, Case, Target, targets
 from torch import Tensor
 
 from lycoris_algos import LayerAdapter, ShapeMismatchError
-from lycoris_algos.adapters import component, cores, parts
+from lycoris_algos.adapters import component, cores, modifiers, parts
 from lycoris_algos.ops import rows
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
@@ -40,21 +40,22 @@ def factors(layer: LayerAdapter) -> dict[str, Tensor]:
     return {suffix: value for part in layer.components() for suffix, value in part.tensors()}
 
 
-def needs_weight(target: Target) -> bool:
-    return any(component(algo).needs_weight for algo in target.algos)
-
-
 # ---- the samples cover the library --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", [*cores(), *parts()], ids=lambda cls: cls.algo)
+# A new shape makes no change by itself: test_reshape.py.
+CHANGING = [cls for cls in (*cores(), *parts(), *modifiers()) if cls.algo != "reshape"]
+
+
+@pytest.mark.parametrize("cls", CHANGING, ids=lambda cls: cls.algo)
 def test_every_algorithm_has_an_oracle_and_samples(cls: type) -> None:
     own = [case for case in CASES if cls.algo in (*case.algos, *case.bias_algos)]
     assert cls.algo in ORACLES, "write its formula in tests/support/oracles.py"
     assert own, "write its samples in tests/support/samples.py"
     stored = frozenset().union(*(case.tensors for case in own))
     assert cls.keys.names <= stored, f"no sample stores {sorted(cls.keys.names - stored)}"
-    assert cls.keys.names == ORACLES[cls.algo].keys
+    # A part that follows from its core's tensors has no keys of its own.
+    assert cls.keys.names in (ORACLES[cls.algo].keys, frozenset())
 
 
 def test_names_of_samples_are_unique() -> None:
@@ -96,7 +97,7 @@ def test_factors_may_be_stored_in_any_dtype(target: Target) -> None:
 @every_target
 def test_delta_of_a_shape_is_the_delta_of_a_weight(target: Target) -> None:
     layer = adapter(target)
-    if needs_weight(target):
+    if layer.needs_weight:
         with pytest.raises(TypeError, match="give the weight"):
             layer.delta(target.shape)
         return
@@ -110,15 +111,16 @@ def test_delta_of_a_shape_is_the_delta_of_a_weight(target: Target) -> None:
 @every_target
 def test_gradients_reach_every_factor(target: Target) -> None:
     stored = target.case.stored(torch.float64)
-    names = [name for name, value in factors(adapter(target, stored)).items() if value.is_floating_point()]
+    plain = adapter(target, stored)
+    names = [name for name, value in factors(plain).items() if value.is_floating_point()]
     weight = target.weight(torch.float64)
     leaves = [stored[name].requires_grad_() for name in names]
-    if needs_weight(target):
+    if plain.needs_weight:
         leaves.append(weight.requires_grad_())
 
     def delta(*values: Tensor) -> Tensor:
         layer = adapter(target, {**stored, **dict(zip(names, values))})  # noqa: B905 - W may come last
-        return layer.delta(values[-1] if needs_weight(target) else weight)
+        return layer.delta(values[-1] if layer.needs_weight else weight)
 
     assert torch.autograd.gradcheck(delta, leaves, fast_mode=True)
     gradients = torch.autograd.grad(delta(*leaves).square().sum(), leaves, allow_unused=True)
@@ -266,8 +268,8 @@ def test_factors_stay_as_they_are(target: Target) -> None:
         for dtype in (torch.float64, torch.float32, torch.bfloat16):
             layer.delta(target.weight(dtype))
             layer.add_to_(target.weight(dtype), 0.7)
-            for part in layer.components():
-                part.ready(torch.device("cpu"), torch.float64)
+            for part in layer.weight_components:
+                part.ready(target.shape, torch.device("cpu"), torch.float64)
         assert all(same_bits(stored[suffix], before[suffix]) for suffix in stored)
         assert held == {suffix: value.data_ptr() for suffix, value in factors(layer).items()}
 
@@ -275,17 +277,17 @@ def test_factors_stay_as_they_are(target: Target) -> None:
 @every_target
 def test_ready_is_idempotent(target: Target) -> None:
     device = torch.device("cpu")
-    for part in adapter(target).components():
+    for part in adapter(target).weight_components:
         for dtype in (torch.float32, torch.float64):
-            once = part.ready(device, dtype)
-            twice = once.ready(device, dtype)
+            once = part.ready(target.shape, device, dtype)
+            twice = once.ready(target.shape, device, dtype)
             assert type(twice) is type(once)
             first, second = dict(once.tensors()), dict(twice.tensors())
             assert first.keys() == second.keys()
             for name, value in first.items():
                 assert same_bits(value, second[name])
                 assert value.data_ptr() == second[name].data_ptr(), f"{name} was copied again"
-            weight = target.weight(dtype) if part.needs_weight else None
+            weight = target.weight(dtype).reshape(target.shape[0], -1) if part.needs_weight else None
             assert same_bits(once.ready_delta(weight), twice.ready_delta(weight))
 
 
@@ -347,9 +349,13 @@ def test_values_survive_the_flat_form(case: Case) -> None:
 
 @every_case
 def test_exactly_one_core_accepts_the_tensors(case: Case) -> None:
-    taken = frozenset().union(*(part.keys.names for part in parts()))
-    rest = case.tensors.keys() - taken
-    accepting = [core.algo for core in cores() if rest and not core.keys.problems(rest)]
+    taken = frozenset().union(*(kind.keys.names for kind in (*parts(), *modifiers())))
+    rest = {suffix: value for suffix, value in case.tensors.items() if suffix not in taken}
+    accepting = [
+        core.algo
+        for core in cores()
+        if rest and not core.keys.problems(rest) and not core.shape_problems(rest)
+    ]
     names = {core.algo for core in cores()}
     assert accepting == [algo for algo in case.algos if algo in names]
 

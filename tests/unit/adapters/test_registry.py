@@ -19,7 +19,16 @@ from lycoris_algos import (
     ShapeMismatchError,
     UnknownAdapterError,
 )
-from lycoris_algos.adapters import Component, Core, Part, component, cores, known_suffixes, parts
+from lycoris_algos.adapters import (
+    Component,
+    Core,
+    Part,
+    component,
+    cores,
+    known_suffixes,
+    modifiers,
+    parts,
+)
 from lycoris_algos.adapters._keys import KeySpec
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -43,7 +52,8 @@ CLASS_DATA: dict[str, Any] = {
 
 
 def registry() -> tuple[object, ...]:
-    return cores(), parts(), known_suffixes(), {cls.algo: component(cls.algo) for cls in (*cores(), *parts())}
+    every = (*cores(), *parts(), *modifiers())
+    return cores(), parts(), modifiers(), known_suffixes(), {cls.algo: component(cls.algo) for cls in every}
 
 
 @contextmanager
@@ -53,8 +63,8 @@ def unchanged_registry() -> Iterator[None]:
     assert registry() == before
 
 
-def define(base: type[Component], data: dict[str, Any]) -> type:
-    return type("Defined", (base,), dict(data))
+def define(base: type[Component], data: dict[str, Any], **options: bool) -> type:
+    return type("Defined", (base,), dict(data), **options)
 
 
 @pytest.mark.parametrize("missing", ["algo", "title", "reference", "keys"])
@@ -90,18 +100,30 @@ def test_two_parts_may_not_share_a_key() -> None:
         define(Part, data)
 
 
-def test_an_intermediate_class_is_not_registered() -> None:
+def test_a_part_may_not_share_a_key_with_a_modifier() -> None:
+    with unchanged_registry(), pytest.raises(TypeError, match=r"Defined and \w+ share \['dora_scale'\]"):
+        define(Part, {**CLASS_DATA, "keys": KeySpec(required=("dora_scale",))})
+
+
+def test_a_core_may_not_take_the_key_of_a_part() -> None:
+    # Parts are taken out of a layer first: such a core would never see its own tensor.
+    with unchanged_registry(), pytest.raises(TypeError, match=r"Defined and \w+ share \['diff'\]"):
+        define(Core, {**CLASS_DATA, "keys": KeySpec(required=("own", "diff"))})
+
+
+@pytest.mark.parametrize("base", [Core, Part])
+def test_an_intermediate_class_is_not_registered(base: type[Component]) -> None:
     with unchanged_registry():
-        define(Part, {})
+        define(base, {}, register=False)
 
 
-@pytest.mark.parametrize("cls", [*cores(), *parts()], ids=lambda cls: cls.algo)
+@pytest.mark.parametrize("cls", [*cores(), *parts(), *modifiers()], ids=lambda cls: cls.algo)
 def test_class_data_is_for_people(cls: type[Component]) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9_]*", cls.algo)
     assert cls.title
     assert cls.reference.startswith("https://")
-    assert cls.keys.names
     assert cls.keys.names <= known_suffixes()
+    assert cls.keys.names or cls not in cores()
     assert component(cls.algo) is cls
     assert (cls.__doc__ or "").strip()
 
@@ -115,7 +137,7 @@ def test_an_unknown_name_is_a_key_error() -> None:
 
 
 def test_nothing_at_all() -> None:
-    with pytest.raises(UnknownAdapterError, match="it has no tensors"):
+    with pytest.raises(UnknownAdapterError, match="stores nothing"):
         LayerAdapter.from_tensors({})
 
 
@@ -191,8 +213,7 @@ def test_tensors_that_fit_two_algorithms_are_ambiguous(monkeypatch: pytest.Monke
     # No two algorithms of the library do, which is a law (test_laws.py); so a twin is put beside LoRA.
     from lycoris_algos.adapters import _registry
 
-    lora = component("lora")
-    twin = type("Twin", (), {"algo": "twin", "title": "Twin", "keys": lora.keys})
+    twin = type("Twin", (component("lora"),), {"algo": "twin", "title": "Twin"}, register=False)
     monkeypatch.setitem(_registry._CORES, "twin", twin)  # type: ignore[arg-type]
     with pytest.raises(AmbiguousAdapterError, match=r"fit several algorithms: LoRA, Twin"):
         LayerAdapter.from_tensors(tensors("lora-linear"))

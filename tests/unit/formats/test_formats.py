@@ -10,6 +10,8 @@ from lycoris_algos.adapters import known_suffixes
 from lycoris_algos.formats import (
     DIALECTS,
     UNKNOWN,
+    WEAK_SUFFIXES,
+    canonical_suffix,
     common_dialect,
     dialect_of,
     is_text_layer,
@@ -52,6 +54,9 @@ SPLITS = {
     "diffusion_model.blocks.0.attn.lora_B.weight": ("diffusion_model.blocks.0.attn", "lora_up.weight"),
     "base_model.model.q.lora_A.default.weight": ("base_model.model.q", "lora_down.weight"),
     "base_model.model.q.lora_B.default.weight": ("base_model.model.q", "lora_up.weight"),
+    "base.q.lora_magnitude_vector.default.weight": ("base.q", "lora_magnitude_vector"),
+    "transformer.q.lora_magnitude_vector.weight": ("transformer.q", "lora_magnitude_vector"),
+    "transformer.q.lora_magnitude_vector": ("transformer.q", "lora_magnitude_vector"),
     # A layer that is called like a tensor.
     "diffusion_model.alpha.alpha": ("diffusion_model.alpha", "alpha"),
     "diffusion_model.diff.lora_up.weight": ("diffusion_model.diff", "lora_up.weight"),
@@ -81,13 +86,20 @@ def test_keys_of_adapters(key: str, expected: tuple[str, str]) -> None:
         "...",
         "emb_params",
         "bundle_emb.name.string_to_param.*",
+        # Tensors of models are called that as well.
+        "lora_unet_x.weight",
+        "lora_unet_x.scale",
+        "lora_unet_x.magnitude",
     ],
 )
 def test_keys_of_nothing_known(key: str) -> None:
     assert split_key(key, SUFFIXES) is None
 
 
-@given(st.text(min_size=1).filter(lambda layer: not layer.startswith(".")), st.sampled_from(sorted(SUFFIXES)))
+@given(
+    st.text(min_size=1).filter(lambda layer: not layer.startswith(".")),
+    st.sampled_from(sorted(SUFFIXES - WEAK_SUFFIXES)),
+)
 def test_a_layer_of_any_name_is_found_again(layer: str, suffix: str) -> None:
     found = split_key(f"{layer}.{suffix}", SUFFIXES)
     assert found is not None
@@ -105,6 +117,12 @@ def test_the_longest_suffix_wins(key: str) -> None:
     )
     found = split_key(key, suffixes)
     assert (None if found is None else found[1]) == expected
+
+
+def test_one_name_for_each_suffix() -> None:
+    assert canonical_suffix("lora_A.weight") == "lora_down.weight"
+    assert canonical_suffix("magnitude") == "lora_magnitude_vector"
+    assert all(canonical_suffix(suffix) == suffix for suffix in SUFFIXES)
 
 
 # ---- dialects -----------------------------------------------------------------------------------------

@@ -31,6 +31,12 @@ def lora(
     return {suffix: value.to(dtype) for suffix, value in stored.items()}
 
 
+def facts_of(lines: list[str], title: str) -> set[str]:
+    """What the line of one algorithm says, piece by piece."""
+    (line,) = [line for line in lines if line.strip().startswith(f"{title}: ")]
+    return set(line.split(": ", 1)[1].split(", "))
+
+
 def test_a_plain_file() -> None:
     adapters = adapter_set({f"lora_unet_blocks_{n}": lora(2, 1.0) for n in range(3)})
     assert describe(adapters) == "\n".join(
@@ -62,10 +68,10 @@ def test_everything_that_a_file_can_say() -> None:
     text = describe(adapter_set(layers, metadata))
     lines = text.splitlines()
     assert lines[0] == "mine.safetensors: 6 layers (4 in the model, 2 in the text encoder)"
-    assert "  LoRA: 3 layers, rank 4 to 8 (mostly 4), alpha 1.5 to 2 (mostly 2)" in lines
-    assert "  LoKr: 1 layer, rank 2, alpha 1" in lines
-    assert "  Full: 1 layer" in lines
-    assert "  LoRA + Full: 1 layer, rank 4, alpha 2" in lines
+    assert facts_of(lines, "LoRA") >= {"3 layers", "rank 4 to 8 (mostly 4)", "alpha 1.5 to 2 (mostly 2)"}
+    assert facts_of(lines, "LoKr") >= {"1 layer", "rank 2", "alpha 1"}
+    assert facts_of(lines, "Full") == {"1 layer"}
+    assert facts_of(lines, "LoRA + Full") >= {"1 layer", "rank 4", "alpha 2"}
     assert "  stored as float32 and float16, 2.8 kB" in lines
     assert "  names as kohya spells them" in lines
     assert "  trained for Stable Diffusion XL" in lines
@@ -107,18 +113,22 @@ def test_algorithms_are_told_apart_and_the_most_frequent_comes_first() -> None:
         "a.3": sample("loha-conv2d_3x3-tucker"),
         "a.4": sample("lokr-linear-both_whole"),
     }
-    assert algorithm_lines(adapter_set(layers).values()) == [
-        "LoHa: 2 layers, rank 3, alpha 2",
-        "Norm: 1 layer",
-        "LoKr: 1 layer, alpha 7",
-    ]
+    lines = algorithm_lines(adapter_set(layers).values())
+    assert [line.split(":")[0] for line in lines] == ["LoHa", "Norm", "LoKr"]
+    assert facts_of(lines, "LoHa") >= {"2 layers", "rank 3", "alpha 2"}
+    assert facts_of(lines, "Norm") == {"1 layer"}
+    assert facts_of(lines, "LoKr") >= {"1 layer", "alpha 7"}
+    assert not any(fact.startswith("rank") for fact in facts_of(lines, "LoKr"))
 
 
 def test_a_rank_that_is_missing_somewhere() -> None:
-    layers = {"a.1": sample("lokr-linear-both_whole"), "a.2": sample("lokr-linear")}
-    assert algorithm_lines(adapter_set(layers).values()) == [
-        "LoKr: 2 layers, rank 2, alpha 1 to 7 (mostly 7)"
-    ]
+    layers = {
+        "a.1": sample("lokr-linear-both_whole"),
+        "a.2": sample("lokr-linear"),
+        "a.3": sample("lokr-linear_wide"),
+    }
+    lines = algorithm_lines(adapter_set(layers).values())
+    assert facts_of(lines, "LoKr") >= {"3 layers", "rank 2", "alpha 1 to 7 (mostly 1)"}
     assert algorithm_lines(adapter_set({"a.1": lora(2)}).values()) == ["LoRA: 1 layer, rank 2"]
     assert algorithm_lines([]) == []
 

@@ -164,6 +164,18 @@ def test_a_stray_alpha_is_listed_and_costs_nothing_else() -> None:
     assert all("alpha" in reason for reason in reasons(adapters).values())
 
 
+def test_a_second_magnitude_is_not_lost() -> None:
+    stored = {
+        "diffusion_model.q.lora_A.weight": torch.ones(2, 4),
+        "diffusion_model.q.lora_B.weight": torch.ones(4, 2),
+        "diffusion_model.q.lora_magnitude_vector.weight": torch.full((4,), 2.0),
+        "diffusion_model.q.magnitude": torch.full((4,), 3.0),
+    }
+    adapters = from_tensors({**stored, **LOKR})
+    used = adapters["diffusion_model.q"].to_tensors() if "diffusion_model.q" in adapters else {}
+    assert len(used) + len(adapters.unmatched) == len(stored)
+
+
 def test_a_tensor_in_two_spellings_is_not_mixed() -> None:
     # Two LoRAs under one name. Whichever wins, a pair must come from one of them, and the rest is listed.
     first = {"lora_A.weight": torch.full((2, 4), 1.0), "lora_B.weight": torch.full((4, 2), 1.0)}
@@ -355,11 +367,15 @@ WHOLE: tuple[dict[str, Tensor], ...] = (
     {"lokr_w1_a": T, "lokr_w1_b": T, "lokr_w2": T, "diff": T},
     {"w_norm": T[0], "b_norm": T[0]},
     {"diff_b": T[0]},
+    {"lora_up.weight": T, "lora_down.weight": T, "dora_scale": T},
+    {"lora_up.weight": T, "lora_down.weight": T, "lora_magnitude_vector": T[0], "scale": torch.tensor(1.0)},
+    {"weight": T[0], "on_input": torch.tensor(1.0)},
 )
 SPELLINGS: tuple[dict[str, str], ...] = (
     {},
     {"lora_up.weight": "lora_B.weight", "lora_down.weight": "lora_A.weight"},
     {"lora_up.weight": "lora_B.default.weight", "lora_down.weight": "lora_A.default.weight"},
+    {"lora_magnitude_vector": "magnitude"},
 )
 LAYERS = st.sampled_from(
     (
@@ -373,7 +389,16 @@ LAYERS = st.sampled_from(
     )
 )
 EXTRAS = st.sampled_from(
-    ("mystery", "lora_magic.weight", "deep.mystery", "alpha.mystery", "alpha", "lora_up")
+    (
+        "mystery",
+        "lora_magic.weight",
+        "deep.mystery",
+        "alpha.mystery",
+        "alpha",
+        "scale",
+        "lora_up",
+        "magnitude",
+    )
 )
 STRANGERS = st.sampled_from(
     ("step", "bundle_emb.x.y", "model.diffusion_model.in.weight", "lora_unet_zz.mystery")
@@ -390,7 +415,7 @@ def files(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, str]]:
         for suffix, value in draw(st.sampled_from(WHOLE)).items():
             stored[f"{layer}.{spelling.get(suffix, suffix)}"] = value.clone()
         if draw(st.integers(0, 2)) == 0:
-            stored.setdefault(f"{layer}.{draw(EXTRAS)}", torch.tensor(1.0))
+            stored.setdefault(f"{layer}.{draw(EXTRAS)}", torch.ones(1))
         owners |= {key: layer for key in stored if key not in owners}
     for key in draw(st.lists(STRANGERS, max_size=2)):
         stored.setdefault(key, torch.ones(2))
@@ -402,7 +427,7 @@ def test_every_key_is_used_or_listed(file: tuple[dict[str, Tensor], dict[str, st
     stored, owners = file
     try:
         adapters = from_tensors(stored)
-    except NotAnAdapterError:
+    except LycorisError:  # no adapter in it, or a layer whose tensors contradict each other
         return
     listed = reasons(adapters)
     assert all(listed.values()), "a key is listed without a reason"
@@ -410,7 +435,7 @@ def test_every_key_is_used_or_listed(file: tuple[dict[str, Tensor], dict[str, st
     used = [value for adapter in adapters.values() for value in adapter.to_tensors().values()]
     assert len(used) + len(listed) == len(stored)
     for key, value in stored.items():
-        if value.dim() > 0:  # an alpha becomes a number
+        if value.dim() > 0 and not key.endswith((".alpha", ".scale")):  # those become numbers
             assert any(value is other for other in used) != (key in listed), key
     for key in listed:  # a layer is used whole or not at all, but a stray alpha belongs to nothing
         if key in owners and not key.endswith(".alpha"):
