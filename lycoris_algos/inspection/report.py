@@ -11,10 +11,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import starmap
 
+from torch import Tensor
+
 from ..adapters import LayerAdapter
 from ..formats import DIALECTS, is_text_layer
 from ..io import base_model, facts, trigger_words
+from ..io._text import single_line
 from ..network import AdapterSet, Unmatched
+from ..network.bundles import encoder_of, is_output
 
 _NUMBER = re.compile(r"\d+")
 
@@ -35,6 +39,7 @@ def describe(adapter_set: AdapterSet) -> str:
     words = trigger_words(adapter_set.metadata)
     if words:
         lines.append(f"  trigger words: {', '.join(words)}")
+    lines += [f"  {line}" for line in embedding_lines(adapter_set)]
     lines += [f"  {name}: {value}" for name, value in facts(adapter_set.metadata)]
     lines += [f"  note: {note}" for note in adapter_set.notes]
     if adapter_set.unmatched:
@@ -63,6 +68,21 @@ def _titles(layer: LayerAdapter) -> Iterable[str]:
         magnitude = layer.magnitude
         axis = "" if magnitude is None else " on inputs" if magnitude.over_rows else " on outputs"
         yield title + axis if magnitude is not None and title == magnitude.title else title
+
+
+def embedding_lines(adapter_set: AdapterSet) -> list[str]:
+    """One line per embedding: "embedding 'foo': 4 vectors of 768 for clip_l, 4 of 1280 for clip_g"."""
+    return [
+        f"embedding '{single_line(name, 80)}': {', '.join(starmap(_vectors, parts.items()))}"
+        for name, parts in adapter_set.embeddings.items()
+    ]
+
+
+def _vectors(part: str, value: Tensor) -> str:
+    count = value.shape[0] if value.dim() == 2 else 1
+    encoder = encoder_of(part)
+    purpose = "" if encoder is None else f" for {'the output of ' if is_output(part) else ''}{encoder}"
+    return f"{_plural(count, 'vector')} of {value.shape[-1]}{purpose}"
 
 
 def unmatched_lines(unmatched: Iterable[Unmatched]) -> list[str]:

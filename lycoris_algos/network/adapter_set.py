@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from ..adapters import LayerAdapter
 
 
@@ -22,7 +24,8 @@ class AdapterSet(Mapping[str, LayerAdapter]):
 
     ``unmatched`` names every key that no algorithm could use. ``dialect`` is the name of the spelling that
     most layers follow. ``name`` is what messages call the file. ``notes`` say what is unusual about it, and
-    what was done about that.
+    what was done about that. ``embeddings`` are vectors for words of a prompt that came with the file, by
+    name and by what they are for (bundles.py).
     """
 
     layers: Mapping[str, LayerAdapter]
@@ -31,6 +34,7 @@ class AdapterSet(Mapping[str, LayerAdapter]):
     dialect: str = "unknown"
     name: str = "adapter"
     notes: tuple[str, ...] = ()
+    embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def __getitem__(self, layer: str) -> LayerAdapter:
         return self.layers[layer]
@@ -44,4 +48,6 @@ class AdapterSet(Mapping[str, LayerAdapter]):
     @property
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(layer.size_bytes for layer in self.layers.values())
+        layers = sum(layer.size_bytes for layer in self.layers.values())
+        vectors = (tensor for parts in self.embeddings.values() for tensor in parts.values())
+        return layers + sum(tensor.numel() * tensor.itemsize for tensor in vectors)

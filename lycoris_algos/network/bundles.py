@@ -21,8 +21,8 @@ from .adapter_set import Unmatched
 Embeddings = Mapping[str, Mapping[str, Tensor]]
 
 PREFIX = "bundle_emb."
-#: Parts that do not say which encoder they are for; "" is a key without a part.
-OPEN_PARTS = ("emb_params", "")
+# Parts that do not say which encoder they are for; "" is a key without a part.
+_OPEN_PARTS = ("emb_params", "")
 _TABLE = "string_to_param."
 _OUTPUT = "_out"
 _ENCODERS = r"clip_[lgh]|t5(?:xxl)?|llama|gemma|qwen|mistral"
@@ -45,7 +45,7 @@ def take_embeddings(
             continue
         found = _split(key)
         if found is None:
-            strangers.append(Unmatched(key, "no known program bundles embeddings under a key like this"))
+            strangers.append(Unmatched(key, "no known form of bundled embeddings has such a key"))
             continue
         name, part = found
         reason = _no_vectors(value)
@@ -69,7 +69,7 @@ def embedding_key(name: str, part: str) -> str:
 
 def encoder_of(part: str) -> str | None:
     """The text encoder that ``part`` names, or None if it leaves that open."""
-    if part in OPEN_PARTS or part.startswith(_TABLE):
+    if part in _OPEN_PARTS or part.startswith(_TABLE):
         return None
     return part.removesuffix(_OUTPUT)
 
@@ -102,6 +102,6 @@ def _require_finite(key: str, value: Tensor) -> None:
     bad = wide.numel() - int(torch.isfinite(wide).sum())
     if bad:
         raise BadValueError(
-            f"embedding '{key}': {bad} of {wide.numel()} values are NaN or infinite: the file is damaged, "
-            "or its training failed"
+            f"'{key}' holds {bad} of {wide.numel()} numbers that are NaN or infinite: "
+            "the training that made this embedding diverged, or the file is damaged"
         )

@@ -21,6 +21,7 @@ from ..errors import LycorisError, NotAnAdapterError
 from ..formats import canonical_suffix, common_dialect, split_key
 from ..io import read_tensors
 from .adapter_set import AdapterSet, Unmatched
+from .bundles import take_embeddings
 from .corrections import corrected
 
 # What a file without adapters may be, by keys that such a file has: the first that fits.
@@ -43,7 +44,7 @@ _OTHER_FILES: tuple[tuple[str, str, str], ...] = (
         r"(down_blocks|transformer_blocks)\..*\.(weight|bias)",
     ),
     ("a text encoder", "load it with Load CLIP", r"(text_model|encoder\.block|model\.layers)\."),
-    ("an embedding", "put it into the embeddings folder", r"emb_params|string_to_param|clip_[lg]$"),
+    ("an embedding", "put it into the embeddings folder", r"emb_params|string_to_param|clip_[lg]$|bundle_emb\."),
 )
 
 
@@ -66,9 +67,13 @@ def from_tensors(
     name: str = "adapter",
 ) -> AdapterSet:
     """Builds an ``AdapterSet`` from {key: tensor} as a file holds them. Raises as ``load`` does."""
-    grouped, strangers = _group(tensors)
+    try:
+        embeddings, others, unmatched = take_embeddings(tensors)
+    except LycorisError as error:
+        raise error.with_context(f"file '{name}'") from error
+    grouped, strangers = _group(others)
     layers: dict[str, LayerAdapter] = {}
-    unmatched = list(strangers)
+    unmatched += strangers
     for layer, stored in grouped.items():
         own = _usable(stored, unmatched)
         if not own:
@@ -82,7 +87,8 @@ def from_tensors(
     if not layers:
         raise NotAnAdapterError(_no_adapter(name, tensors, unmatched, is_adapter=bool(grouped)))
     layers, described, notes = corrected(layers, metadata or {})
-    return AdapterSet(layers, tuple(unmatched), described, common_dialect(layers).name, name, notes)
+    dialect = common_dialect(layers).name
+    return AdapterSet(layers, tuple(unmatched), described, dialect, name, notes, embeddings)
 
 
 def _group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, list[_Stored]], list[Unmatched]]:

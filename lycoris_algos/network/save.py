@@ -8,15 +8,17 @@ from torch import Tensor
 
 from ..io import save_tensors
 from .adapter_set import AdapterSet
+from .bundles import embedding_tensors
 
 
 def to_tensors(adapter_set: AdapterSet) -> dict[str, Tensor]:
-    """{key: tensor} as a file holds them: the set's own layer names, LyCORIS' suffixes."""
-    return {
+    """{key: tensor} as a file holds them: the set's own layer names, LyCORIS' suffixes; and embeddings."""
+    layers = {
         f"{layer}.{suffix}": value
         for layer, adapter in adapter_set.items()
         for suffix, value in adapter.to_tensors().items()
     }
+    return layers | embedding_tensors(adapter_set.embeddings)
 
 
 def save(adapter_set: AdapterSet, path: str | Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 from ...lycoris_algos import AdapterSet, NoMatchError, Unmatched
 from ...lycoris_algos.formats import is_text_layer
 from ...lycoris_algos.inspection import algorithm_lines, unmatched_lines
+from .embeddings import FileWords, fit_words, with_words
 from .keymap import Targets, clip_targets, model_targets
 from .matching import Match, match, patches
 from .stack import Stack, StackEntry
@@ -43,6 +44,7 @@ class _FileMatch:
     entry: StackEntry
     model: Match | None
     clip: Match | None
+    words: FileWords | None
 
     @property
     def placed(self) -> int:
@@ -51,7 +53,8 @@ class _FileMatch:
     @property
     def unmatched(self) -> tuple[Unmatched, ...]:
         wired = [found.unmatched for found in (self.model, self.clip) if found is not None]
-        return (*self.entry.adapters.unmatched, *(item for part in wired for item in part))
+        words = self.words.unmatched if self.words is not None else ()
+        return (*self.entry.adapters.unmatched, *(item for part in wired for item in part), *words)
 
 
 def apply_stack(
@@ -68,20 +71,25 @@ def apply_stack(
     """
     of_model = model_targets(model) if model is not None else None
     of_clip = clip_targets(clip) if clip is not None else None
-    found = [_match_file(entry, of_model, of_clip) for entry in stack]
+    words = fit_words([entry.adapters for entry in stack], clip) if clip is not None else None
+    own_words = words.files if words is not None else [None] * len(stack)
+    found = [_match_file(entry, of_model, of_clip, own) for entry, own in zip(stack, own_words, strict=True)]
     for item in found:
         _refuse(item, of_model, of_clip, on_unmatched)
     model_matches = [(f.model, f.entry.strength_model) for f in found if f.model is not None]
     clip_matches = [(f.clip, f.entry.strength_clip) for f in found if f.clip is not None]
     report = "\n".join(_file_report(item, of_clip is not None) for item in found)
+    patched_clip = _patched(clip, of_clip, clip_matches, strength_clip)
     return Applied(
         _patched(model, of_model, model_matches, strength_model),
-        _patched(clip, of_clip, clip_matches, strength_clip),
+        patched_clip if words is None else with_words(patched_clip, clip, words),
         f"{_strengths(strength_model, strength_clip, clip)}\n{report}",
     )
 
 
-def _match_file(entry: StackEntry, model: Targets | None, clip: Targets | None) -> _FileMatch:
+def _match_file(
+    entry: StackEntry, model: Targets | None, clip: Targets | None, words: FileWords | None
+) -> _FileMatch:
     """Text-encoder layers are looked up in the CLIP, others in the model.
 
     A name that does not tell (LyCORIS' wrapper) goes to the CLIP if only that answers to it.
@@ -96,6 +104,7 @@ def _match_file(entry: StackEntry, model: Targets | None, clip: Targets | None) 
         entry,
         None if model is None else match(entry.adapters, rest, model),
         None if clip is None else match(entry.adapters, text, clip),
+        words,
     )
 
 
@@ -158,9 +167,13 @@ def _file_report(item: _FileMatch, has_clip: bool) -> str:
     lines = [
         f"{adapters.name}{own}: {item.placed} of {total} layers applied",
         *(f"  {line}" for line in algorithm_lines(adapters.values())),
+        *(f"  {line}" for line in (item.words.lines if item.words is not None else ())),
     ]
     if item.unmatched:
         lines += ["  not applied:", *(f"  {line}" for line in unmatched_lines(item.unmatched))]
     if text and not has_clip:
         lines.append(f"  {text} text encoder layers are left out: no CLIP is connected")
+    if adapters.embeddings and not has_clip:
+        names = ", ".join(f"'{name}'" for name in adapters.embeddings)
+        lines.append(f"  embeddings are left out: {names}: no CLIP is connected")
     return "\n".join(lines)

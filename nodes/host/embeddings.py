@@ -55,30 +55,30 @@ class Words:
 
 def fit_words(stack: Sequence[AdapterSet], clip: Any) -> Words:
     """Finds out which embeddings of ``stack`` the encoders of ``clip`` can take. A later file wins."""
-    encoders = list(dict.fromkeys(_encoder(inner) for inner in _tokenizers(clip.tokenizer)))
-    known = _words_of(clip)
+    tokenizer = getattr(clip, "tokenizer", None)
+    encoders = list(dict.fromkeys(map(_encoder, _tokenizers(tokenizer))))
+    known = {word for inner in _tokenizers(tokenizer) for word in _words_of(inner)}
     vectors: dict[str, Mapping[_Encoder, Tensor]] = {}
     owner: dict[str, int] = {}
-    files: list[FileWords] = []
+    files = [FileWords() for _ in stack]
+    claims: list[tuple[int, str, Mapping[_Encoder, Tensor]]] = []
     for number, adapters in enumerate(stack):
-        files.append(report := FileWords())
         # Names that are words as they stand come before those that have to be changed for it.
         for name in sorted(adapters.embeddings, key=lambda name: _word(name) != name):
             word = _word(name)
-            found = _fit(name, word, adapters.embeddings[name], encoders, report)
-            if not found:
-                continue
-            if owner.get(word) == number:
-                report.lines.append(f"embedding '{name}' is not used: another one is embedding:{word} too")
-                continue
-            if word in owner and stack[owner[word]] is not adapters:
-                files[owner[word]].lines.append(
-                    f"embedding:{word} is not used: '{adapters.name}', which comes later, has it too"
-                )
-            elif word in known:
-                report.lines.append(f"embedding:{word} replaces that of an earlier node")
-            vectors[word], owner[word] = found, number
-            report.lines.append(_usable(word, found))
+            found = _fit(name, word, adapters.embeddings[name], encoders, files[number])
+            if found and owner.get(word) == number:
+                files[number].lines.append(f"embedding '{name}' is not used: another is embedding:{word} too")
+            elif found:
+                vectors[word], owner[word] = found, number
+                claims.append((number, word, found))
+    for number, word, found in claims:
+        winner = stack[owner[word]]
+        if winner is stack[number]:
+            files[number].lines.append(_usable(word, found, known))
+        else:
+            later = f"'{winner.name}', which comes later, has it too"
+            files[number].lines.append(f"embedding:{word} is not used: {later}")
     return Words(vectors, files)
 
 
@@ -91,9 +91,10 @@ def with_words(patched: Any, original: Any, words: Words) -> Any:
     return clone
 
 
-def _usable(word: str, found: Mapping[_Encoder, Tensor]) -> str:
+def _usable(word: str, found: Mapping[_Encoder, Tensor], known: set[str]) -> str:
     counts = [f"{encoder.key} ({_count(value)})" for encoder, value in found.items()]
-    return f"embedding:{word} is a word for {', '.join(counts)}"
+    instead = ", instead of that of an earlier node" if word in known else ""
+    return f"embedding:{word} is a word for {' and '.join(counts)}{instead}"
 
 
 def _count(value: Tensor) -> str:
@@ -197,9 +198,8 @@ def _looks_up(tokenizer: Any) -> bool:
 
 def _inner(tokenizer: Any) -> dict[str, Any]:
     """The tokenizers that ``tokenizer`` is made of, by attribute."""
-    return {
-        name: value for name, value in vars(tokenizer).items() if hasattr(value, "tokenize_with_weights")
-    }
+    attributes = getattr(tokenizer, "__dict__", {})
+    return {name: value for name, value in attributes.items() if hasattr(value, "tokenize_with_weights")}
 
 
 def _tokenizers(tokenizer: Any) -> Iterator[Any]:
@@ -215,15 +215,12 @@ def _encoder(tokenizer: Any) -> _Encoder:
     return _Encoder(tokenizer.embedding_key, tokenizer.embedding_size)
 
 
-def _words_of(clip: Any) -> set[str]:
-    """The words that earlier nodes gave to ``clip``."""
-    found: set[str] = set()
-    for tokenizer in _tokenizers(clip.tokenizer):
-        look_up = vars(tokenizer).get("_try_get_embedding")
-        while isinstance(look_up, _LookUp):
-            found.update(look_up.vectors)
-            look_up = vars(look_up.tokenizer).get("_try_get_embedding")
-    return found
+def _words_of(tokenizer: Any) -> Iterator[str]:
+    """The words that earlier nodes taught ``tokenizer``."""
+    look_up = vars(tokenizer).get("_try_get_embedding")
+    while isinstance(look_up, _LookUp):
+        yield from look_up.vectors
+        look_up = vars(look_up.tokenizer).get("_try_get_embedding")
 
 
 def _knowing(tokenizer: Any, words: Words, done: dict[int, Any]) -> Any:

@@ -147,6 +147,50 @@ def test_a_transform_sees_float32_and_is_not_called_for_nothing() -> None:
     assert seen == [torch.float32]
 
 
+def scaled_rows(factors: Tensor) -> LayerAdapter:
+    """(IA)³ on the outputs, the simplest change that depends on the weight: ΔW[o] = W[o]·w[o]."""
+    return LayerAdapter.from_tensors({"weight": factors, "on_input": torch.tensor(0.0)})
+
+
+def test_a_change_that_depends_on_the_weight_sees_it_in_its_own_order() -> None:
+    lora, factors = sample("lora-linear"), torch.linspace(-1, 1, 24)
+    start = lora.weight(torch.float64)
+    stored = start.flip(0)  # the host keeps the rows the other way round
+    entries = [(layer_of(lora.case), 0.8), (scaled_rows(factors), 0.5)]
+    expected = apply_(start.clone(), entries).flip(0)
+    weight = stored.clone()
+    got = apply_(weight, entries, transform=lambda delta: delta.flip(0), inverse=lambda w: w.flip(0))
+    assert got is weight
+    assert np.abs(to_numpy(got) - to_numpy(expected)).max() < 1e-14
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_such_a_change_is_refused_where_the_order_is_unknown(dtype: torch.dtype) -> None:
+    lora = sample("lora-linear")
+    for entries in (
+        [(scaled_rows(torch.ones(24)), 1.0)],
+        [(layer_of(lora.case), 1.0), (scaled_rows(torch.ones(24)), 1.0)],
+    ):
+        weight = lora.weight(dtype)
+        with pytest.raises(TypeError, match=r"\(IA\)³ needs the weight in the order it was trained in"):
+            apply_(weight, entries, transform=lambda delta: delta)
+        assert same_bits(weight, lora.weight(dtype)), "the refusal comes after a change"
+    weight = lora.weight(dtype)
+    apply_(weight, [(scaled_rows(torch.ones(24)), 0.0)], transform=lambda delta: delta)
+    assert same_bits(weight, lora.weight(dtype))
+
+
+def test_each_member_of_a_stack_sees_what_the_one_before_made() -> None:
+    lora, factors = sample("lora-linear"), torch.linspace(-1, 1, 24)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        start = lora.weight(dtype)
+        base = to_numpy(start)
+        base = base + 0.8 * expected_delta(lora.algos, lora.case.tensors, start)
+        exact = base + 0.5 * base * to_numpy(factors)[:, None]
+        weight = apply_(start.clone(), [(layer_of(lora.case), 0.8), (scaled_rows(factors), 0.5)])
+        check_rounded_once(weight, exact, 2 * tolerance(lora.case, dtype, exact, exact))
+
+
 # ---- edges --------------------------------------------------------------------------------------------
 
 

@@ -62,8 +62,16 @@ def check_same(adapters: AdapterSet, layers: dict[str, dict[str, Tensor]]) -> No
                 assert torch.equal(got[suffix].double().flatten(), value.double().flatten()), (layer, suffix)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    ("dialect", "dtype"),
+    [
+        (dialect, dtype)
+        for dialect in DIALECTS
+        for dtype in DTYPES
+        if dialect != "unknown" or dtype == DTYPES[1]
+    ],
+    ids=str,
+)
 def test_every_sample_survives(dialect: str, dtype: torch.dtype, tmp_path: Path) -> None:
     stored, layers = file_of_every_sample(dialect, dtype)
     save_file(stored, tmp_path / "trained.safetensors", METADATA)
