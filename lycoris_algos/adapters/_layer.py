@@ -185,7 +185,9 @@ class LayerAdapter:
             raise TypeError("DoRA changes a weight by its values: give the weight")
         components = self.weight_components
         if not components:
-            return torch.zeros(weight.shape if isinstance(weight, Tensor) else tuple(weight))
+            home = weight if isinstance(weight, Tensor) else torch.empty(0)
+            shape = weight.shape if isinstance(weight, Tensor) else tuple(weight)
+            return home.new_zeros(shape, dtype=compute_dtype(home.dtype))
         total = components[0].delta(weight)
         for component in components[1:]:
             total = total + component.delta(weight)

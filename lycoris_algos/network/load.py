@@ -44,7 +44,11 @@ _OTHER_FILES: tuple[tuple[str, str, str], ...] = (
         r"(down_blocks|transformer_blocks)\..*\.(weight|bias)",
     ),
     ("a text encoder", "load it with Load CLIP", r"(text_model|encoder\.block|model\.layers)\."),
-    ("an embedding", "put it into the embeddings folder", r"emb_params|string_to_param|clip_[lg]$|bundle_emb\."),
+    (
+        "an embedding",
+        "put it into the embeddings folder",
+        r"emb_params|string_to_param|bundle_emb|clip_[lg]$",
+    ),
 )
 
 

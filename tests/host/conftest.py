@@ -86,6 +86,12 @@ def host(pack: ModuleType) -> Callable[[str], ModuleType]:
     return lambda name: sys.modules[f"{pack.__name__}.nodes.host.{name}"]
 
 
+@pytest.fixture
+def load_node(comfy_nodes: dict[str, Any]) -> Any:
+    """Load LyCORIS."""
+    return comfy_nodes["LoadLyCORIS"]
+
+
 class Apply:
     """Files onto a model by the nodes that a user would place."""
 

@@ -85,9 +85,7 @@ def test_hooks_on_top_of_ordinary_patches(wan: Any, apply: Any) -> None:
     clone, group = hooked(base, hook_of(patched, 0.7))
     clone.patch_hooks(group)
 
-    tiny.assert_weight(
-        tiny.parameter(clone, KEY), tiny.changed(weight, (under, 0.5), (over, 0.7)), steps=4
-    )
+    tiny.assert_weight(tiny.parameter(clone, KEY), tiny.changed(weight, (under, 0.5), (over, 0.7)), steps=4)
     clone.patch_hooks(None)
     tiny.assert_weight(tiny.parameter(clone, KEY), tiny.changed(weight, (under, 0.5)))
 
@@ -104,9 +102,7 @@ def test_hooks_on_slices_and_reordered_weights(sd3: Any, apply: Any) -> None:
     clone, group = hooked(sd3, hook_of(patched, 0.6))
     clone.patch_hooks(group)
 
-    tiny.assert_weight(
-        tiny.parameter(clone, qkv)[128:256], tiny.changed(weights[qkv][128:256], (to_k, 0.6))
-    )
+    tiny.assert_weight(tiny.parameter(clone, qkv)[128:256], tiny.changed(weights[qkv][128:256], (to_k, 0.6)))
     assert torch.equal(tiny.parameter(clone, qkv)[:128], weights[qkv][:128])
     delta = tiny.changed(weights[adaln], (norm_out, 0.6)) - weights[adaln].double()
     expected = weights[adaln].double() + torch.cat(delta.chunk(2)[::-1])

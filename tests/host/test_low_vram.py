@@ -241,7 +241,9 @@ def test_the_host_can_ask_for_a_new_shape(wan: Any, apply: Any) -> None:
     assert patch.calculate_shape(KEY) is None
 
 
-def test_weights_are_changed_in_place(wan: Any, apply: Any, load: Callable[[str], Any], pack: ModuleType) -> None:
+def test_weights_are_changed_in_place(
+    wan: Any, apply: Any, load: Callable[[str], Any], pack: ModuleType
+) -> None:
     """What a patch returns is thrown away where it was given a slice."""
     patched, _, _ = apply.files(wan, {LAYER: tiny.make("dora", tiny.parameter(wan, KEY))})
     (patch,) = tiny.patches_of(patched).values()

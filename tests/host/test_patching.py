@@ -218,9 +218,7 @@ def test_two_nodes_in_series_apply_one_after_the_other(
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_tlora_starts_from_the_models_own_weight(
-    together: bool, sd15: tuple[Any, Any], apply: Any
-) -> None:
+def test_tlora_starts_from_the_models_own_weight(together: bool, sd15: tuple[Any, Any], apply: Any) -> None:
     """What it was trained from, whatever else has changed the weight by then."""
     model, _ = sd15
     weight = tiny.parameter(model, TO_Q_KEY).clone()

@@ -38,7 +38,10 @@ def fitting(model: Any) -> dict[str, tiny.Tensors]:
 @pytest.fixture
 def alien() -> dict[str, tiny.Tensors]:
     """Layers of another kind of model."""
-    return {FLUX: tiny.make("lora", torch.randn(384, 128)), FLUX.replace("0", "1"): tiny.make("lora", torch.randn(384, 128))}
+    return {
+        FLUX: tiny.make("lora", torch.randn(384, 128)),
+        FLUX.replace("0", "1"): tiny.make("lora", torch.randn(384, 128)),
+    }
 
 
 # ---- another model ----------------------------------------------------------------------------------------
@@ -106,7 +109,9 @@ def test_error_if_nothing_matches_lets_a_partial_match_through(
     assert set(patched.patches) == {CONV_IN_KEY}
 
 
-def test_error_if_anything_is_unmatched(model: Any, fitting: Any, alien: Any, apply: Any, errors: Any) -> None:
+def test_error_if_anything_is_unmatched(
+    model: Any, fitting: Any, alien: Any, apply: Any, errors: Any
+) -> None:
     state = tiny.state_of(model)
 
     with pytest.raises(errors.NoMatchError) as caught:
@@ -140,7 +145,9 @@ def test_unknown_tensors_of_a_file_are_reported(model: Any, fitting: Any, apply:
 # ---- shapes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algo", ["lora", "loha", "lokr", "full", "dora", "glora", "ia3", "oft", "boft", "tlora"])
+@pytest.mark.parametrize(
+    "algo", ["lora", "loha", "lokr", "full", "dora", "glora", "ia3", "oft", "boft", "tlora"]
+)
 def test_a_layer_of_the_wrong_shape_is_listed_and_the_rest_applied(
     algo: str, model: Any, fitting: Any, apply: Any
 ) -> None:
@@ -156,7 +163,10 @@ def test_a_layer_of_the_wrong_shape_is_listed_and_the_rest_applied(
 
 
 def test_a_kernel_of_the_wrong_size_is_refused(model: Any, fitting: Any, apply: Any) -> None:
-    layers = {CONV_IN: tiny.make("lora", torch.randn(320, 4, 1, 1)), **{TO_Q: tiny.make("lora", torch.randn(320, 320))}}
+    layers = {
+        CONV_IN: tiny.make("lora", torch.randn(320, 4, 1, 1)),
+        TO_Q: tiny.make("lora", torch.randn(320, 320)),
+    }
 
     patched, _, report = apply.files(model, layers)
 

@@ -22,7 +22,9 @@ def bias_of(key: str) -> str:
 # ---- slices -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["transformer.transformer_blocks.0.attn.", "lycoris_transformer_blocks_0_attn_"])
+@pytest.mark.parametrize(
+    "prefix", ["transformer.transformer_blocks.0.attn.", "lycoris_transformer_blocks_0_attn_"]
+)
 @pytest.mark.parametrize("algo", ["lora", "loha", "lokr", "dora", "oft", "glora"])
 def test_split_queries_keys_and_values_change_their_slice_only(
     prefix: str, algo: str, sd3: Any, apply: Any
@@ -119,9 +121,7 @@ def test_what_depends_on_the_weight_is_right_or_refused_on_a_reordered_one(
     layer = "transformer.norm_out.linear"
     expected = swapped(tiny.changed(own_order, (tensors, 0.5)))
 
-    patched, _, report = apply.files(
-        sd3, {layer: tensors}, strength=0.5, on_unmatched="report only"
-    )
+    patched, _, report = apply.files(sd3, {layer: tensors}, strength=0.5, on_unmatched="report only")
 
     if ADALN not in patched.patches:
         assert layer in report, "it is not applied, and the report does not say why"
@@ -177,6 +177,17 @@ def test_names_of_every_model(
     assert set(patched.patches) == {key}
 
 
+def test_kohyas_oft_has_a_prefix_of_its_own(hyvid: Any, apply: Any) -> None:
+    key = "diffusion_model.double_blocks.0.img_attn.proj.weight"
+    weight = tiny.parameter(hyvid, key).clone()
+    tensors = tiny.make("oft", weight)
+
+    patched, _, _ = apply.files(hyvid, {"oft_unet_double_blocks_0_img_attn_proj": tensors})
+
+    with tiny.loaded(patched) as now:
+        tiny.assert_weight(now(key), tiny.changed(weight, (tensors, 1.0)), steps=4)
+
+
 def test_two_names_of_one_weight_in_one_file(hyvid: Any, apply: Any) -> None:
     """Odd, but both are named: both are applied, one after the other, on the one weight."""
     key = "diffusion_model.double_blocks.0.img_attn.proj.weight"
@@ -206,7 +217,10 @@ def test_parameters_that_are_no_weights(hyvid: Any, apply: Any) -> None:
 
 TEXT = "clip_l.transformer.text_model."
 TEXT_LAYERS = {
-    "lora_te_text_model_encoder_layers_0_self_attn_q_proj": ("lora", "encoder.layers.0.self_attn.q_proj.weight"),
+    "lora_te_text_model_encoder_layers_0_self_attn_q_proj": (
+        "lora",
+        "encoder.layers.0.self_attn.q_proj.weight",
+    ),
     "lora_te_text_model_encoder_layers_3_mlp_fc1": ("lokr", "encoder.layers.3.mlp.fc1.weight"),
     "lora_te_text_model_encoder_layers_11_mlp_fc2": ("loha", "encoder.layers.11.mlp.fc2.weight"),
     "lora_te_text_model_encoder_layers_0_layer_norm1": ("norm", "encoder.layers.0.layer_norm1.weight"),
@@ -218,9 +232,7 @@ TEXT_LAYERS = {
 
 
 @pytest.mark.parametrize(("prefix", "layers"), [("lora_te_", 8), ("lora_te1_", 6)])
-def test_every_part_of_a_text_encoder(
-    prefix: str, layers: int, sd15: tuple[Any, Any], apply: Any
-) -> None:
+def test_every_part_of_a_text_encoder(prefix: str, layers: int, sd15: tuple[Any, Any], apply: Any) -> None:
     model, clip = sd15
     tensors, keys, originals = {}, {}, {}
     for name, (algo, path) in list(TEXT_LAYERS.items())[:layers]:
@@ -254,7 +266,10 @@ def test_text_encoder_strength_is_its_own(sd15: tuple[Any, Any], apply: Any) -> 
     model, clip = sd15
     unet_layer, unet_key = "lora_unet_conv_in", "diffusion_model.input_blocks.0.0.weight"
     text_layer, (_, path) = next(iter(TEXT_LAYERS.items()))
-    of_unet, of_text = tiny.parameter(model, unet_key).clone(), tiny.parameter(clip.patcher, TEXT + path).clone()
+    of_unet, of_text = (
+        tiny.parameter(model, unet_key).clone(),
+        tiny.parameter(clip.patcher, TEXT + path).clone(),
+    )
     tensors = {unet_layer: tiny.make("lora", of_unet), text_layer: tiny.make("lora", of_text)}
 
     stack = apply.stack(tensors, 0.5, strength_clip=-0.4)
@@ -272,7 +287,9 @@ def test_text_layers_without_a_clip_are_said_to_be_left_out(
     model, clip = sd15
     text_layer, (_, path) = next(iter(TEXT_LAYERS.items()))
     tensors = {
-        "lora_unet_conv_in": tiny.make("lora", tiny.parameter(model, "diffusion_model.input_blocks.0.0.weight")),
+        "lora_unet_conv_in": tiny.make(
+            "lora", tiny.parameter(model, "diffusion_model.input_blocks.0.0.weight")
+        ),
         text_layer: tiny.make("lora", tiny.parameter(clip.patcher, TEXT + path)),
     }
 

@@ -107,7 +107,9 @@ def test_core_agrees(case: Case, pack: ModuleType, caplog: pytest.LogCaptureFixt
                 largest = (theirs - base).abs().max()
                 error = (mine - theirs).abs().max()
                 assert largest > 0
-                assert error <= _limit(largest, theirs), f"{key} at {multiplier}: {float(error / largest):.1e}"
+                assert error <= _limit(largest, theirs), (
+                    f"{key} at {multiplier}: {float(error / largest):.1e}"
+                )
     assert "ERROR" not in caplog.text, "core has swallowed an error: it is not right here"
 
 

@@ -117,7 +117,9 @@ def _assert_change(result: Tensor, base: Tensor, delta: Tensor | None, multiplie
         return
     expected = multiplier * delta
     error, largest = (result.double() - base.double() - expected).abs().max(), expected.abs().max()
-    assert error <= _limit(expected, base), f"{what} is off by {float(error / largest):.1e} of the largest change"
+    assert error <= _limit(expected, base), (
+        f"{what} is off by {float(error / largest):.1e} of the largest change"
+    )
 
 
 def _limit(delta: Tensor, base: Tensor) -> float:
@@ -129,7 +131,9 @@ def _assert_refused(case: Case) -> None:
     """Loading or applying it fails with one of the library's errors, or every key is listed with a reason."""
     reference = case.build()
     try:
-        loaded = lycoris_algos.from_tensors(reference.state_dict, dict(reference.metadata), name="x.safetensors")
+        loaded = lycoris_algos.from_tensors(
+            reference.state_dict, dict(reference.metadata), name="x.safetensors"
+        )
         for layer in loaded.values():
             layer.prepare(lambda: reference.weight).add_to_(reference.weight.clone(), 1.0)
     except lycoris_algos.LycorisError as error:
@@ -288,7 +292,15 @@ def test_what_extract_locon_has_extracted_is_put_back(tucker: bool) -> None:
 
     base, tuned = _Extracted(), _Extracted()
     extracted = extract_diff(
-        [], [], base, tuned, linear_mode_param=4, conv_mode_param=4, use_bias=True, sparsity=0.9, small_conv=tucker
+        [],
+        [],
+        base,
+        tuned,
+        linear_mode_param=4,
+        conv_mode_param=4,
+        use_bias=True,
+        sparsity=0.9,
+        small_conv=tucker,
     )
     assert any("lora_mid" in key for key in extracted) == tucker
     loaded = lycoris_algos.from_tensors(extracted)

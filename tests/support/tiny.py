@@ -1,8 +1,9 @@
 """The tiny models in this process, and adapter files for them, written on the fly.
 
-ComfyUI must have been made importable (the ``pack`` fixture does). The models come from the stock loaders; the
-files are plain safetensors with random tensors. What a file should do is computed by the library in float64, which
-tests/parity and tests/unit hold to its references; here the question is what ComfyUI makes of it.
+ComfyUI must have been made importable (the ``pack`` fixture does). The models come from the stock loaders;
+the files are plain safetensors with random tensors. What a file should do is computed by the library in
+float64, which tests/parity and tests/unit hold to its references; here the question is what ComfyUI makes
+of it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def parameter(patcher: Any, key: str) -> Tensor:
 
 @contextlib.contextmanager
 def loaded(patcher: Any) -> Iterator[Callable[[str], Tensor]]:
-    """The patcher loaded whole, as ComfyUI does before it samples: a function from keys to patched weights."""
+    """The patcher loaded whole, as ComfyUI does before it samples; a function from keys to weights."""
     import comfy.model_management
 
     comfy.model_management.load_models_gpu([patcher], force_full_load=True)
@@ -101,6 +102,22 @@ def save(path: Path, layers: Mapping[str, Mapping[str, Tensor]], **metadata: str
     }
     save_file(tensors, path, {key.replace("__", "."): value for key, value in metadata.items()} or None)
     return path
+
+
+CONV_IN, CONV_IN_KEY = "lora_unet_conv_in", "diffusion_model.input_blocks.0.0.weight"
+
+
+def conv_in_lora(seed: str = "") -> Tensors:
+    """A LoRA for the first convolution of tiny_sd15."""
+    return make("lora", torch.randn(320, 4, 3, 3, generator=torch.Generator().manual_seed(1)), seed)
+
+
+def put(
+    folders: Path, name: str, tensors: Tensors | None = None, folder: str = "loras", **metadata: str
+) -> Path:
+    """A file with one layer, a LoRA of ``CONV_IN`` by default, in one of the folders of adapter files."""
+    layers = {CONV_IN: conv_in_lora() if tensors is None else tensors}
+    return save(folders / folder / name, layers, **metadata)
 
 
 def make(algo: str, weight: Tensor, seed: str = "") -> Tensors:

@@ -87,9 +87,23 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> Non
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, part, metadata)
+        _order_header(part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _order_header(path: Path) -> None:
+    """Sort the header's metadata, which safetensors writes in random order: equal files have equal bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) > length:
+            raise AssertionError("the header grew")
+        file.seek(8)
+        file.write(ordered.ljust(length))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
