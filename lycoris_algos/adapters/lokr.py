@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..ops.dtypes import to_compute
-from ..ops.kronecker import add_kron_rows_
+from ..ops.dtypes import times, to_compute
+from ..ops.kronecker import add_kron_rows_, kron_factors
 from ..ops.lowrank import best_factors
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
@@ -97,6 +97,40 @@ class LoKr(Core):
             return a.shape[0], b[0].numel()
         return a[0].numel(), b[0].numel() * self.t2[0, 0].numel()
 
+    @property
+    def weight_shape(self) -> tuple[int, ...] | None:
+        (o1, i1), (o2, _) = self._first_shape(), self._second_shape()
+        if self.w2 is not None:
+            return (o1 * o2, i1 * self.w2.shape[1], *self.w2.shape[2:])
+        _, b = _both(self.w2_a, self.w2_b)
+        # A flat pair is that of a Linear or of a convolution: LyCORIS stores both alike.
+        return None if self.t2 is None else (o1 * o2, i1 * b[0].numel(), *self.t2.shape[2:])
+
+    @property
+    def exact_rank(self) -> int:
+        first, second = min(self._first_shape()), min(self._second_shape())
+        if self.w1_b is not None:
+            first = min(first, self.w1_b.shape[0])
+        return first * (second if self.w2_b is None else min(second, self.w2_b.shape[0]))
+
+    @classmethod
+    def of(cls, w1: Tensor, w2: Tensor, shape: Sequence[int] | None, rank: int | None = None) -> LoKr:
+        """The LoKr with ΔW = w1 ⊗ w2 (o2, i2·∏k), stored as files of a weight of ``shape`` hold it.
+
+        With ``rank``, w2 is cut to the best factors of that rank where they are smaller than w2.
+        """
+        if rank is not None and rank * sum(w2.shape) < w2.numel():
+            left, right = best_factors(w2, torch.eye(w2.shape[1], dtype=w2.dtype, device=w2.device), rank)
+            return cls(w1=w1, w2_a=left.contiguous(), w2_b=right.contiguous(), alpha=float(rank))
+        kernel = () if shape is None else shape[2:]
+        w2 = w2.reshape(w2.shape[0], w2.shape[1] // torch.Size(kernel).numel(), *kernel)
+        return cls(w1=w1.contiguous(), w2=w2.contiguous(), alpha=1.0)
+
+    def multiplied(self, factor: float) -> LoKr:
+        if self.w1 is not None:
+            return replace(self, w1=times(self.w1, factor))
+        return replace(self, w1_a=times(_both(self.w1_a, self.w1_b)[0], factor))
+
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoKr:
         """w1 whole with s in it; w2 whole too, unless w1 is so small that w2 is nearly the weight."""
         w1 = self._first(device, dtype)
@@ -147,6 +181,10 @@ class LoKr(Core):
         assert self.w1 is not None  # a ready form has it
         w2 = self.w2 if self.w2 is not None else torch.mm(*_both(self.w2_a, self.w2_b))
         return torch.kron(self.w1, w2.contiguous())
+
+    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self.w1 is not None
+        return kron_factors(self.w1, self.w2 if self.w2 is not None else _both(self.w2_a, self.w2_b))
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         assert self.w1 is not None

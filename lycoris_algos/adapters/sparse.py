@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
-from ..ops.dtypes import to_compute
+from ..ops.dtypes import times, to_compute
 from ._base import Part
 from ._keys import KeySpec
 from ._stored import indices, tensor
@@ -59,6 +59,9 @@ class SparseWeight(Part):
         rows, columns = _unsigned(self.size.reshape(-1)).tolist()
         return rows, columns
 
+    def multiplied(self, factor: float) -> SparseWeight | None:
+        return replace(self, values=times(self.values, factor))
+
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> SparseWeight:
         positions = _unsigned(self.positions.to(device, non_blocking=True))
         return replace(self, positions=positions, values=to_compute(self.values, device, dtype).reshape(-1))
@@ -83,6 +86,9 @@ class SparseTarget(SparseWeight):
     title: ClassVar[str] = "sparse residual"
     keys: ClassVar[KeySpec] = KeySpec()
     needs_weight: ClassVar[bool] = True
+
+    def multiplied(self, factor: float) -> None:
+        return None  # its values hold W as well
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         assert weight is not None  # needs_weight

@@ -24,3 +24,8 @@ def to_compute(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tens
     if device.type == "mps" and (tensor.element_size() == 1 or tensor.dtype == torch.float64):
         tensor = tensor.to(dtype)
     return tensor.to(device, non_blocking=True).to(dtype)
+
+
+def times(tensor: Tensor, factor: float) -> Tensor:
+    """``tensor``·``factor`` in its own dtype, computed in float32 (or float64) and rounded once."""
+    return (tensor.to(compute_dtype(tensor.dtype)) * factor).to(tensor.dtype)
