@@ -52,3 +52,11 @@ class NoMatchError(LycorisError):
 
 class NoRankError(LycorisError):
     """A rank was asked of an algorithm that cannot be cut to one."""
+
+
+class NeedsBaseError(LycorisError):
+    """A change that depends on the weight was asked for without the base weight."""
+
+
+class CancelledError(LycorisError):
+    """Long work was cancelled by the user. Nothing of it is left behind."""

@@ -31,6 +31,8 @@ class Component(Stored):
 
     #: Whether ΔW depends on W.
     needs_weight: ClassVar[bool] = False
+    #: Whether ΔW is linear in a stored factor, so that a multiplier can be stored in it (``multiplied``).
+    linear: ClassVar[bool] = False
 
     # ---- shapes ---------------------------------------------------------------------------------
 
@@ -58,7 +60,7 @@ class Component(Stored):
     # ---- maths ----------------------------------------------------------------------------------
 
     def multiplied(self, factor: float) -> Component | None:
-        """The same with ``factor``·ΔW, stored the same way; None where ΔW is linear in no stored factor."""
+        """The same with ``factor``·ΔW, stored the same way; None unless ``linear``."""
         return None
 
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from ._base import Part
 @dataclass(frozen=True, eq=False)
 class DenseDelta(Part, register=False):
     """ΔW is the stored tensor, in the parameter's own shape."""
+
+    linear: ClassVar[bool] = True
 
     change: Tensor
 

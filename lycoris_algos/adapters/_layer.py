@@ -181,6 +181,12 @@ class LayerAdapter:
             weight = enlarged(weight, self.new_shape(tuple(weight.shape)))
         return self.core.low_rank(weight)
 
+    @property
+    def linear(self) -> bool:
+        """Whether a multiplier can be stored in its factors (``multiplied``)."""
+        items = (*self.weight_components, *self.bias_parts)
+        return self.magnitude is None and all(item.linear for item in items)
+
     def multiplied(self, factor: float) -> LayerAdapter | None:
         """The same with ``factor``·ΔW on weight and bias, in the same form.
 
@@ -198,14 +204,15 @@ class LayerAdapter:
         count = len(self.parts)
         return replace(self, core=core, parts=parts[:count], bias_parts=parts[count:])
 
-    def cast(self, dtype: torch.dtype) -> LayerAdapter:
-        """The same with every real tensor stored in ``dtype``."""
+    def cast(self, dtype: torch.dtype, device: torch.device | None = None) -> LayerAdapter:
+        """The same with every real tensor stored in ``dtype`` (on ``device``)."""
+        magnitude = self.magnitude
         return replace(
             self,
-            core=None if self.core is None else self.core.cast(dtype),
-            parts=tuple(part.cast(dtype) for part in self.parts),
-            bias_parts=tuple(part.cast(dtype) for part in self.bias_parts),
-            magnitude=None if self.magnitude is None else self.magnitude.cast(dtype),
+            core=None if self.core is None else self.core.cast(dtype, device),
+            parts=tuple(part.cast(dtype, device) for part in self.parts),
+            bias_parts=tuple(part.cast(dtype, device) for part in self.bias_parts),
+            magnitude=None if magnitude is None else magnitude.cast(dtype, device),
         )
 
     def new_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ class GLoRA(Core):
         required=("a1.weight", "a2.weight", "b1.weight", "b2.weight"), optional=("bm.weight", "alpha")
     )
     needs_weight: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     a1: Tensor = tensor("a1.weight")
     a2: Tensor = tensor("a2.weight")

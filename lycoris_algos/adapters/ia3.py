@@ -38,6 +38,7 @@ class IA3(Core):
     reference: ClassVar[str] = _REFERENCE
     keys: ClassVar[KeySpec] = KeySpec(required=("weight", "on_input"))
     needs_weight: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     weight: Tensor = tensor("weight")
     on_input: float = number("on_input")

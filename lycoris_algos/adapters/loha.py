@@ -37,6 +37,7 @@ class LoHa(Core):
         together=(("hada_t1", "hada_t2"),),
         optional=("alpha", "scale"),
     )
+    linear: ClassVar[bool] = True
 
     w1_a: Tensor = tensor("hada_w1_a")
     w1_b: Tensor = tensor("hada_w1_b")

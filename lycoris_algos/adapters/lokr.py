@@ -44,6 +44,7 @@ class LoKr(Core):
         ),
         optional=("alpha", "scale"),
     )
+    linear: ClassVar[bool] = True
 
     w1: Tensor | None = tensor("lokr_w1", optional=True)
     w1_a: Tensor | None = tensor("lokr_w1_a", optional=True)
@@ -75,15 +76,17 @@ class LoKr(Core):
             require_equal("rank", ranks)
 
     def facts(self) -> dict[str, float]:
-        rows, columns = self._first_shape()
+        rows, columns = self.first_shape
         return {**super().facts(), "w1 rows": rows, "w1 columns": columns}
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        (o1, i1), (o2, i2) = self._first_shape(), self._second_shape()
+        (o1, i1), (o2, i2) = self.first_shape, self._second_shape()
         return o1 * o2, i1 * i2
 
-    def _first_shape(self) -> tuple[int, int]:
+    @property
+    def first_shape(self) -> tuple[int, int]:
+        """(o1, i1), the shape of w1."""
         if self.w1 is not None:
             return self.w1.shape[0], self.w1[0].numel()
         a, b = _both(self.w1_a, self.w1_b)
@@ -99,7 +102,7 @@ class LoKr(Core):
 
     @property
     def weight_shape(self) -> tuple[int, ...] | None:
-        (o1, i1), (o2, _) = self._first_shape(), self._second_shape()
+        (o1, i1), (o2, _) = self.first_shape, self._second_shape()
         if self.w2 is not None:
             return (o1 * o2, i1 * self.w2.shape[1], *self.w2.shape[2:])
         _, b = _both(self.w2_a, self.w2_b)
@@ -108,7 +111,7 @@ class LoKr(Core):
 
     @property
     def exact_rank(self) -> int:
-        first, second = min(self._first_shape()), min(self._second_shape())
+        first, second = min(self.first_shape), min(self._second_shape())
         if self.w1_b is not None:
             first = min(first, self.w1_b.shape[0])
         return first * (second if self.w2_b is None else min(second, self.w2_b.shape[0]))
@@ -177,6 +180,15 @@ class LoKr(Core):
             alpha *= cut.rank / self.rank
         return replace(cut, alpha=alpha)
 
+    def shares_first(self, other: LoKr) -> bool:
+        """Whether w1 is the same in both, so that their sum is one LoKr."""
+        return _equal((self.w1, self.w1_a, self.w1_b), (other.w1, other.w1_a, other.w1_b))
+
+    def shares_second(self, other: LoKr) -> bool:
+        """Whether w2 is the same in both, so that their sum is one LoKr."""
+        own, others = (self.w2, self.w2_a, self.w2_b, self.t2), (other.w2, other.w2_a, other.w2_b, other.t2)
+        return _equal(own, others)
+
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         assert self.w1 is not None  # a ready form has it
         w2 = self.w2 if self.w2 is not None else torch.mm(*_both(self.w2_a, self.w2_b))
@@ -212,3 +224,11 @@ def _both(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
     assert a is not None  # detection lets only complete pairs through
     assert b is not None
     return a, b
+
+
+def _equal(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> bool:
+    """Whether two lists of factors are there in the same places and hold the same numbers."""
+    return all(
+        (a is None) == (b is None) and (a is None or b is None or torch.equal(a.float(), b.float()))
+        for a, b in zip(first, second, strict=True)
+    )

@@ -34,6 +34,7 @@ class LoRA(Core):
     keys: ClassVar[KeySpec] = KeySpec(
         required=("lora_up.weight", "lora_down.weight"), optional=("lora_mid.weight", "alpha", "scale")
     )
+    linear: ClassVar[bool] = True
 
     up: Tensor = tensor("lora_up.weight")
     down: Tensor = tensor("lora_down.weight")

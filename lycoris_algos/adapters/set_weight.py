@@ -31,6 +31,7 @@ class SetWeight(DenseDelta):
     keys: ClassVar[KeySpec] = KeySpec(required=("set_weight",))
     target: ClassVar[str] = "weight"
     needs_weight: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
 
     change: Tensor = tensor("set_weight")
 

@@ -37,6 +37,7 @@ class SparseWeight(Part):
     reference: ClassVar[str] = "https://github.com/KohakuBlueleaf/LyCORIS/blob/main/lycoris/utils/__init__.py"
     keys: ClassVar[KeySpec] = KeySpec(required=("bias_indices", "bias_values", "bias_size"))
     target: ClassVar[str] = "weight"
+    linear: ClassVar[bool] = True
 
     positions: Tensor = indices("bias_indices")
     values: Tensor = tensor("bias_values")
@@ -86,6 +87,7 @@ class SparseTarget(SparseWeight):
     title: ClassVar[str] = "sparse residual"
     keys: ClassVar[KeySpec] = KeySpec()
     needs_weight: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
 
     def multiplied(self, factor: float) -> None:
         return None  # its values hold W as well
