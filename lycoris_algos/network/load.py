@@ -47,7 +47,7 @@ _OTHER_FILES: tuple[tuple[str, str, str], ...] = (
     (
         "an embedding",
         "put it into the embeddings folder",
-        r"emb_params|string_to_param|bundle_emb|clip_[lg]$",
+        r"emb_params|string_to_param|bundle_emb|clip_.$",
     ),
 )
 

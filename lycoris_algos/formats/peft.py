@@ -1,0 +1,21 @@
+"""PEFT's own files: ``base_model.model.…``, dotted paths inside the wrapped model.
+
+Alpha and ranks are in ``adapter_config.json`` or the metadata. Nothing in a name says which component of a
+pipeline was wrapped, except in the old training script that puts ``unet.`` before everything.
+"""
+
+from __future__ import annotations
+
+from ._base import PEFT_SUFFIXES, Dialect
+
+DIALECT = Dialect(
+    name="peft",
+    title="PEFT",
+    model_prefixes=(
+        "base_model.model.",
+        "unet.base_model.model.",
+        "transformer.base_model.model.",
+    ),
+    text_prefixes=("text_encoder.base_model.model.",),
+    suffixes=PEFT_SUFFIXES,
+)
