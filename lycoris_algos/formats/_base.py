@@ -13,24 +13,26 @@ PEFT_SUFFIXES: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dialect:
     """How a trainer spells names.
 
     ``model_prefixes`` begin the name of a layer of the diffusion model, ``text_prefixes`` that of a text
-    encoder's; what follows is the path of the layer in its model, in the trainer's own separators. Where
-    ``bare`` is set, the prefixes are the beginnings of such paths themselves.
+    encoder's; what follows is the path of the layer in its model, in the trainer's own separators. A text
+    prefix maps to what stands in its place in ComfyUI's text encoders: nothing where the path begins inside
+    the encoder, the encoder's name where the prefix tells it.
     """
 
     name: str
     title: str
     model_prefixes: tuple[str, ...]
-    text_prefixes: tuple[str, ...] = ()
+    text_prefixes: Mapping[str, str] = field(default_factory=dict)
+    #: Whether the prefixes of the model are themselves the beginnings of paths.
     bare: bool = False
+    #: Whether a file holds one wrapped component, so that a model's prefix may also name a text encoder.
+    any_component: bool = False
     #: Suffix as LyCORIS spells it: as this dialect does, where that differs.
     suffixes: Mapping[str, str] = field(default_factory=dict)
-    #: Keys of metadata that only this trainer writes.
-    signatures: tuple[str, ...] = ()
 
     def speaks(self, layer: str) -> bool:
         """Whether ``layer`` is spelled this way."""
@@ -38,7 +40,7 @@ class Dialect:
 
     def is_text(self, layer: str) -> bool:
         """Whether ``layer`` names a layer of a text encoder."""
-        return bool(self.text_prefixes) and layer.startswith(self.text_prefixes)
+        return layer.startswith(tuple(self.text_prefixes))
 
     def render(self, layer: str, suffix: str) -> str:
         """The key of the tensor ``suffix`` (LyCORIS' spelling) of ``layer`` (this dialect's spelling)."""

@@ -31,7 +31,7 @@ DIALECT = Dialect(
         "output_blocks.",
         "final_layer.",
     ),
-    text_prefixes=("text_model.", "encoder.block.", "model.layers."),
+    text_prefixes={path: path for path in ("text_model.", "encoder.block.", "model.layers.")},
     bare=True,
     suffixes=PEFT_SUFFIXES,
 )

@@ -14,7 +14,8 @@ from ._base import Dialect
 JOINT = "___."
 
 _TABLES = ("lora:", "lora.", "plugin:", "plugin.")
-_ENCODERS = ("text_model.", "clip_B.", "clip_bigG.")
+# The only encoder; CLIP-L and CLIP-bigG of SDXL, which wraps both in one module.
+_ENCODERS = {"text_model.": "text_model.", "clip_B.": "clip_l.", "clip_bigG.": "clip_g."}
 
 
 class HcpDialect(Dialect):
@@ -29,6 +30,6 @@ DIALECT = HcpDialect(
     name="hcp",
     title="HCP-Diffusion",
     model_prefixes=_TABLES,
-    text_prefixes=tuple(table + encoder for table in _TABLES for encoder in _ENCODERS),
+    text_prefixes={table + name: own for table in _TABLES for name, own in _ENCODERS.items()},
     suffixes={"lora_up.weight": "layer.W_up", "lora_down.weight": "layer.W_down", "scale": "alpha"},
 )

@@ -14,5 +14,7 @@ DIALECT = Dialect(
     name="kohya",
     title="kohya",
     model_prefixes=("lora_unet__", "lora_unet_", "lora_prior_unet_"),
-    text_prefixes=("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_te4_", "lora_prior_te_"),
+    text_prefixes=dict.fromkeys(
+        ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_te4_", "lora_prior_te_"), ""
+    ),
 )

@@ -187,7 +187,7 @@ def _strengths(strength_model: float, strength_clip: float, clip: Any) -> str:
 
 
 def _strength(value: float) -> str:
-    return f"{value:g}" if value else "0 (nothing is changed)"
+    return f"{value:g}" if value else "0 (no weight is changed)"
 
 
 def _file_report(item: _FileMatch, has_clip: bool) -> str:
