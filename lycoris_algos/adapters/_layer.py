@@ -163,11 +163,13 @@ class LayerAdapter:
                 raise SiblingRowsError(f"{component.title} mixes all rows of a layer, {_IN_PIECES}")
             if start % unit or (start + count) % unit:
                 raise SiblingRowsError(
-                    f"{component.title} mixes rows in blocks of {unit}, which the pieces do not keep together: "
-                    f"it was trained on a layer {_IN_PIECES}"
+                    f"{component.title} mixes rows of a layer in blocks of {unit}, {_IN_PIECES} "
+                    "that cut through them"
                 )
         if self.magnitude is not None and self.magnitude.over_rows:
-            raise SiblingRowsError(f"DoRA on the input axis takes norms over all rows of a layer, {_IN_PIECES}")
+            raise SiblingRowsError(
+                f"DoRA on the input axis takes norms over all rows of a layer, {_IN_PIECES}"
+            )
         if self.reshape is not None:
             raise SiblingRowsError(f"it enlarges a layer {_IN_PIECES}")
         return replace(self, window=window)
@@ -280,10 +282,11 @@ def apply_(
         ]
         update_(weight, steps, dtype)
         return weight
-    wide = weight.to(dtype)
-    for layer, multiplier in active:
+    for layer, _ in active:
         if layer.needs_weight and inverse is None:
             raise TypeError(f"{' + '.join(layer.titles)} needs the weight in the order it was trained in")
+    wide = weight.to(dtype)
+    for layer, multiplier in active:
         trained = inverse(wide) if inverse is not None else wide
         wide += transform(layer.delta(trained) * multiplier)
     return weight if wide is weight else weight.copy_(wide)

@@ -1,9 +1,9 @@
 """Some rows of a layer, for a model that stores the layer's weight in pieces.
 
-A file may hold one adapter for queries, keys and values together where a model has a weight for each. Row o of
-ΔW is then wanted as row o − start of a piece. The factors stay as they are; only where rows are counted from
-changes. That is exact for every algorithm whose rows depend on no rows of the weight outside the piece, and
-``LayerAdapter.rows`` refuses the others.
+A file may hold one adapter for queries, keys and values together where a model has a weight for each. Row o
+of ΔW is then wanted as row o − start of a piece. The factors stay as they are; only where rows are counted
+from changes. That is exact for every algorithm whose rows depend on no rows of the weight outside the piece,
+and ``LayerAdapter.rows`` refuses the others.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Window(Modifier):
     total: int
 
     def check(self) -> None:
-        if not (0 <= self.start and 0 < self.count and self.start + self.count <= self.total):
+        if not (self.start >= 0 and self.count > 0 and self.start + self.count <= self.total):
             raise ShapeMismatchError(
                 f"rows {self.start} to {self.start + self.count} lie outside a layer of {self.total} outputs"
             )
 
     def whole(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of the layer's weight, from that of the piece. ShapeMismatchError if it has other rows."""
+        """The shape of the layer's weight, from that of the piece. Raises ShapeMismatchError."""
         if not shape or shape[0] != self.count:
             raise ShapeMismatchError(
                 f"{self.count} rows of the layer belong here, but the weight is {'×'.join(map(str, shape))}"

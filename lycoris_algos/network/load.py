@@ -52,6 +52,10 @@ _OTHER_FILES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+# PEFT's own file name; what it stores means little without the adapter_config.json beside it.
+_PEFT_STEM = "adapter_model"
+
+
 def load(path: str | Path) -> AdapterSet:
     """Reads ``path`` (.safetensors, or .pt, .ckpt, .bin without code) into an ``AdapterSet``.
 
@@ -61,7 +65,17 @@ def load(path: str | Path) -> AdapterSet:
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
+    if path.stem == _PEFT_STEM:
+        metadata = {**_peft_config(path.with_name("adapter_config.json")), **metadata}
     return from_tensors(tensors, metadata, name=path.name)
+
+
+def _peft_config(path: Path) -> dict[str, str]:
+    """PEFT's configuration as metadata (network/corrections.py reads it), if there is one of a sane size."""
+    try:
+        return {"adapter_config": path.read_text("utf-8")} if path.stat().st_size < 2**20 else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def from_tensors(
