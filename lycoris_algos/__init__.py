@@ -21,6 +21,7 @@ from .errors import (
     NoRankError,
     NotAnAdapterError,
     ShapeMismatchError,
+    SiblingRowsError,
     UnknownAdapterError,
 )
 from .inspection import describe
@@ -41,6 +42,7 @@ __all__ = [
     "NoRankError",
     "NotAnAdapterError",
     "ShapeMismatchError",
+    "SiblingRowsError",
     "UnknownAdapterError",
     "Unmatched",
     "apply_",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,24 +22,85 @@ ELEMENTWISE = ("ties", "dare", "della", "breadcrumbs", "magnitude prune")
 Arrays = Sequence[np.ndarray]
 
 
+def _draw(name: str) -> Callable[..., Tensor]:
+    seed = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return lambda *shape, std=0.3: torch.randn(shape, generator=seed) * std
+
+
+def _dependent() -> Iterator[Case]:
+    """Layers whose change depends on the weight, on a Linear of 24×16 and a 3×3 convolution of 16 and 8."""
+    linear, conv = (24, 16), (16, 8, 3, 3)
+    draw = _draw("dependent")
+    one = torch.ones(())
+
+    def case(algos: str, tensors: dict[str, Tensor], shape: tuple[int, ...] = linear, more: str = "") -> Case:
+        return Case(f"dependent{more}", tuple(algos.split("+")), tensors, shape)
+
+    for shape in (linear, conv):
+        o, i, *kernel = shape
+        ones = [1] * len(kernel)
+        glora = {"a1.weight": draw(i, 2, *ones), "a2.weight": draw(2, i, *ones), "alpha": one}
+        glora |= {"b1.weight": draw(o, 2, *ones), "b2.weight": draw(2, i, *kernel)}
+        yield case("glora", glora, shape)
+        glokr = {"glokr_a_w1": draw(4, 4), "glokr_a_w2": draw(i // 4, i // 4), "alpha": one}
+        glokr |= {"glokr_b_w1": draw(4, 4), "glokr_b_w2": draw(o // 4, i // 4, *kernel)}
+        yield case("glokr", glokr, shape)
+        for side, size in ((0, o), (1, i)):
+            vector = draw(1, size, *ones) if kernel else draw(size)
+            yield case("ia3", {"weight": vector, "on_input": torch.tensor(side)}, shape, f"-{side}")
+        blocks = {"oft_blocks": draw(o // 8, 8, 8), "alpha": torch.zeros(())}
+        yield case("oft", blocks, shape)
+        yield case("oft", {**blocks, "rescale": 1 + draw(o, 1, *ones)}, shape, "-rescaled")
+        yield case("oft_v2", {"oft_R.weight": draw(2, 630 if kernel else 28, std=0.05)}, shape)
+        for axis, size in ((0, o), (1, i)):
+            magnitudes = 1 + draw(*(size if dim == axis else 1 for dim in range(len(shape)))).abs()
+            lora = {"lora_up.weight": draw(o, 2, *ones), "lora_down.weight": draw(2, i, *kernel)}
+            yield case("lora+dora", {**lora, "dora_scale": magnitudes}, shape, f"-{axis}")
+        yield case("set", {"set_weight": draw(*shape)}, shape)
+    lokr = {"lokr_w1": draw(4, 4), "lokr_w2": draw(6, 4)}
+    yield case("lokr+dora", {**lokr, "dora_scale": 1 + draw(24, 1).abs()})
+    hada = {f"hada_w{n}_a": draw(24, 2) for n in (1, 2)} | {f"hada_w{n}_b": draw(2, 16) for n in (1, 2)}
+    yield case("loha+dora", {**hada, "dora_scale": 1 + draw(1, 16).abs()})
+    lora = {"lora_up.weight": draw(24, 2), "lora_down.weight": draw(2, 16)}
+    yield case("lora+dora_vector", {**lora, "lora_magnitude_vector": 1 + draw(24).abs()})
+    yield case("ia3_peft", {"ia3_l": 1 + draw(1, 16)})
+    yield Case("dependent-out", ("ia3_peft",), {"ia3_l": 1 + draw(24, 1)}, linear, ("ia3_peft_bias",))
+    yield case("oft_split", {"oft_blocks.0": draw(2, 4, 4), "oft_blocks.1": draw(2, 8, 8)})
+    yield case("oft_diag", {"oft_diag": torch.linalg.qr(draw(3, 8, 8))[0]})
+    yield case("boft", {"oft_blocks": draw(3, 4, 4, 4)}, conv)
+    yield case("boft_diag", {"oft_diag": torch.linalg.qr(draw(3, 4, 4, 4))[0]}, conv)
+    residual = {"bias_indices": torch.tensor([[0, 3, 3], [1, 2, 15]], dtype=torch.int16)}
+    residual |= {"bias_values": draw(3), "bias_size": torch.tensor(linear, dtype=torch.int16)}
+    yield case("lora+sparse", {**lora, **residual})
+    u, s, vh = torch.linalg.svd(next(case("tlora", {}).targets()).weight())
+    tlora = {"p_layer.weight": u[:, :3] + draw(24, 3, std=0.02), "lambda_layer": s[None, :3] * 1.1}
+    yield case("tlora", {**tlora, "q_layer.weight": vh[:3] + draw(3, 16, std=0.02), "alpha": 3 * one})
+
+
+DEPENDENT = list(_dependent())
+
+
 def variant(case: Case, number: int) -> dict[str, Tensor]:
     """The tensors of ``case`` with other numbers: another training of the same layer."""
-    seed = torch.Generator().manual_seed(zlib.crc32(f"{case.name}{number}".encode()))
-    keep = ("alpha", "scale", "on_input", "oft_R.scaled_oft", "reshape_weight", "bias_indices", "bias_size")
+    draw = _draw(f"{case.name}{number}")
+    keep = ("alpha", "scale", "on_input", "oft_R.scaled_oft", "bias_indices", "bias_size")
+    spread = 0.02 if "tlora" in case.algos else 0.5
     return {
         name: value.clone()
         if name in keep or not value.is_floating_point()
-        else value * (1 + torch.randn(value.shape, generator=seed) * 0.5)
+        else value * (1 + draw(*value.shape, std=spread))
         for name, value in case.tensors.items()
     }
 
 
-def one_per_algorithm(algos: Sequence[str]) -> list[Case]:
+def one_per_algorithm() -> list[Case]:
     """A Linear and a convolution of each algorithm, and every combination of algorithms once."""
     found: dict[tuple[object, ...], Case] = {}
-    for case in CASES:
-        if set(algos) & {*case.algos, *case.bias_algos}:
-            found.setdefault((case.algos, case.bias_algos, len(case.shape)), case)
+    for case in (*CASES, *DEPENDENT):
+        if case.variant != "alpha_0" and "reshape_weight" not in case.tensors:
+            key = (case.algos, case.bias_algos, len(case.shape), case.variant.removeprefix("dependent"))
+            key = key if case in DEPENDENT else key[:3]
+            found.setdefault(key, case)
     return list(found.values())
 
 

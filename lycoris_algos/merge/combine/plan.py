@@ -227,7 +227,8 @@ def _can_be_kept(blank: ParameterPlan, options: CombineOptions, sources: Sequenc
     if blank.is_vector:
         return True
     algos = [component.algo for component in adapter.weight_components]
-    if options.output not in (Output.SAME, Output.AUTO) and algos != [options.output.value]:
+    asked = algos == [options.output.value] and adapter.magnitude is None
+    if options.output not in (Output.SAME, Output.AUTO) and not asked:
         return False
     if options.rank.kind is RankKind.EXACT:
         return True

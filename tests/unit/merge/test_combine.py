@@ -1,4 +1,4 @@
-"""Every algorithm × every method against the method's formula in float64; and what is promised of the results."""
+"""Every algorithm × every method against the method's formula in float64; what is promised of the results."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from combining import ELEMENTWISE, LINEAR, expected, one_per_algorithm, variant
+from combining import DEPENDENT, ELEMENTWISE, LINEAR, expected, one_per_algorithm, variant
 from oracles import to_numpy
 from samples import CASES, Case
 from torch import Tensor
 
 import lycoris_algos
 from lycoris_algos import AdapterSet, BadValueError, CancelledError, LayerAdapter, NeedsBaseError
-from lycoris_algos.adapters import cores, parts
+from lycoris_algos.adapters import cores, modifiers, parts
 from lycoris_algos.merge.combine import (
     Combined,
     CombineOptions,
@@ -32,9 +32,15 @@ from lycoris_algos.merge.combine import (
 from lycoris_algos.merge.combine.plan import Route
 
 LAYER = "lora_unet_block_0_to_q"
-ALGOS = [kind.algo for kind in (*cores(), *parts()) if kind.keys.names]
-SAMPLES = [case for case in one_per_algorithm(ALGOS) if "reshape_weight" not in case.tensors]
+KINDS = [kind for kind in (*cores(), *parts(), *modifiers()) if kind.keys.names and kind.algo != "reshape"]
+SAMPLES = one_per_algorithm()
 METHODS = [method.value for method in Method]
+
+
+def test_every_algorithm_is_here() -> None:
+    assert {kind.algo for kind in KINDS} <= {a for case in SAMPLES for a in (*case.algos, *case.bias_algos)}
+
+
 every_sample = pytest.mark.parametrize("case", SAMPLES, ids=lambda case: case.name)
 
 
@@ -203,7 +209,7 @@ def test_masks_depend_on_seed_layer_and_adapter_alone() -> None:
     assert [round(float(v), 6) for v in drawn.flatten()[:4]] == FIRST_NUMBERS
 
 
-FIRST_NUMBERS = [0.0, 0.0, 0.0, 0.0]
+FIRST_NUMBERS = [0.375996, 0.662079, 0.122612, 0.505707]
 
 
 @pytest.mark.parametrize("method", ["dare", "della"])
@@ -256,9 +262,7 @@ def test_lokrs_that_share_a_factor_stay_one(which: str) -> None:
 
 
 def test_one_adapter_as_it_was_trained_is_kept_bit_for_bit() -> None:
-    for case in CASES:
-        if "reshape_weight" in case.tensors:
-            continue
+    for case in (*CASES, *DEPENDENT):
         own = adapters(case.tensors)
         kept = lycoris_algos.network.to_tensors(combine([Source(own)]).adapters)
         before = lycoris_algos.network.to_tensors(own)
@@ -348,7 +352,7 @@ def test_a_budget_goes_where_the_energy_is() -> None:
     strong, weak = linear(12, 1, layers=1), linear(12, 1, layers=2)
     layers = {**strong, "lora_unet_block_1_to_q": weak["lora_unet_block_1_to_q"].multiplied(0.05)}
     own = AdapterSet(layers, name="uneven")  # type: ignore[arg-type]
-    combined = combine([Source(own)], rank=RankRule(RankKind.BUDGET, 0.006), dtype=torch.float16)
+    combined = combine([Source(own)], rank=RankRule(RankKind.BUDGET, 0.004), dtype=torch.float16)
     ranks = {outcome.parameter.layer: outcome.rank or 0 for outcome in combined.outcomes}
     assert ranks[LAYER] > 3 * ranks["lora_unet_block_1_to_q"]
     with pytest.raises(BadValueError, match="too small"):
@@ -387,7 +391,7 @@ def test_weight_dependent_adapters_need_the_base() -> None:
 
 
 def test_live_order_is_what_a_stack_does() -> None:
-    case = next(case for case in CASES if case.algos == ("ia3",) and len(case.shape) == 2)
+    case = next(case for case in SAMPLES if case.algos == ("ia3",) and len(case.shape) == 2)
     sets = [adapters(variant(case, number), f"{number}") for number in (1, 2)]
     base = base_of(case)
     weight = next(case.targets()).weight()
@@ -500,4 +504,5 @@ def test_text_encoder_layers_have_their_own_strength(method: str) -> None:
     for name, weights in ((LAYER, (1.0, 0.25)), (text, (0.5, 2.0))):
         deltas = [to_numpy(s[name].delta((64, 48)).double()) for s in sets]
         wanted = expected(method, deltas, weights)
-        assert np.abs(to_numpy(result[name].delta((64, 48))) - wanted).max() < 1e-5 * np.abs(deltas).max()
+        got = to_numpy(result[name].delta((64, 48))) if name in result else np.zeros((64, 48))
+        assert np.abs(got - wanted).max() < 1e-5 * np.abs(deltas).max()
