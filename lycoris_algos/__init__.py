@@ -19,13 +19,14 @@ from .errors import (
     NeedsBaseError,
     NoMatchError,
     NoRankError,
+    NoSpellingError,
     NotAnAdapterError,
     ShapeMismatchError,
     SiblingRowsError,
     UnknownAdapterError,
 )
 from .inspection import describe
-from .network import AdapterSet, Unmatched, from_tensors, load, save, with_rank
+from .network import AdapterSet, Unmatched, convert, from_tensors, load, save, with_rank
 
 __version__ = "0.1.0"
 
@@ -40,12 +41,14 @@ __all__ = [
     "NeedsBaseError",
     "NoMatchError",
     "NoRankError",
+    "NoSpellingError",
     "NotAnAdapterError",
     "ShapeMismatchError",
     "SiblingRowsError",
     "UnknownAdapterError",
     "Unmatched",
     "apply_",
+    "convert",
     "describe",
     "from_tensors",
     "load",

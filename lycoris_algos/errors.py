@@ -62,5 +62,9 @@ class NeedsBaseError(LycorisError):
     """A change that depends on the weight was asked for without the base weight."""
 
 
+class NoSpellingError(LycorisError):
+    """A layer or an algorithm that a dialect has no name for, or whose name there is not known."""
+
+
 class CancelledError(LycorisError):
     """Long work was cancelled by the user. Nothing of it is left behind."""

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..formats import dialect_of
 from ..io import save_tensors
 from .adapter_set import AdapterSet
 from .bundles import embedding_tensors
 
 
 def to_tensors(adapter_set: AdapterSet) -> dict[str, Tensor]:
-    """{key: tensor} as a file holds them: the set's own layer names, LyCORIS' suffixes; and embeddings."""
+    """{key: tensor} as a file holds them: the set's own layer names, in their dialect; and embeddings."""
     layers = {
-        f"{layer}.{suffix}": value
+        dialect_of(layer).render(layer, suffix): value
         for layer, adapter in adapter_set.items()
         for suffix, value in adapter.to_tensors().items()
     }

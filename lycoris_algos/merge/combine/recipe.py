@@ -6,19 +6,16 @@ what loaders compute (network/corrections.py). What all sources agree on about t
 
 from __future__ import annotations
 
-import datetime
 import json
 from typing import TYPE_CHECKING
 
 from ...io import trigger_words
+from ...network.convert import RECIPE, modelspec, parsed_recipe
 from ...network.corrections import MARK
 from .options import RankKind
 
 if TYPE_CHECKING:
     from .plan import CombinePlan
-
-#: Metadata key of the recipe, as JSON.
-RECIPE = "lycoris_algos.recipe"
 
 # About the base model; kept where every source that says something says the same.
 _SHARED = (
@@ -41,10 +38,7 @@ def combined_metadata(plan: CombinePlan, name: str) -> dict[str, str]:
     metadata = {
         MARK: "combined: every alpha is what the file says",
         RECIPE: json.dumps(_recipe(plan), ensure_ascii=False),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.implementation": "https://github.com/lycoris-nodes/lycoris-nodes",
-        "modelspec.title": name,
-        "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **modelspec({}, name),
         "modelspec.merged_from": ", ".join(source.name for source in sources),
     }
     words = dict.fromkeys(word for source in sources for word in trigger_words(source.metadata))
@@ -75,7 +69,7 @@ def _recipe(plan: CombinePlan) -> dict[str, object]:
                 "name": source.adapters.name,
                 "strength_model": source.strength_model,
                 "strength_clip": source.strength_clip,
-                **({"recipe": known} if (known := _known(source.adapters.metadata.get(RECIPE))) else {}),
+                **({"recipe": known} if (known := parsed_recipe(source.adapters.metadata)) else {}),
             }
             for source in plan.sources
         ],
@@ -83,11 +77,3 @@ def _recipe(plan: CombinePlan) -> dict[str, object]:
     if options.rank.kind is not RankKind.EXACT:
         recipe["rank_value"] = options.rank.value
     return recipe
-
-
-def _known(text: str | None) -> object:
-    """The recipe of a source that was combined itself."""
-    try:
-        return json.loads(text) if text and len(text) < 100_000 else None
-    except (ValueError, RecursionError):
-        return None

@@ -15,7 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ...adapters import LayerAdapter
-from ...formats import dialect_of, is_text_layer
+from ...formats import encoder_number, is_text_layer, model_paths, text_paths
 from ...network import AdapterSet
 
 #: What a layer name means, in any terms that can be compared; None if that is not known.
@@ -114,11 +114,8 @@ def _meaning(name: str, same_layer: SameLayer | None) -> Hashable:
     return ("name", _normalised(name)) if found is None else ("known", found)
 
 
-def _normalised(name: str) -> str:
-    dialect = dialect_of(name)
-    if not dialect.is_text(name):
-        for prefix in sorted(dialect.model_prefixes, key=len, reverse=True):
-            if prefix and name.startswith(prefix):
-                name = name[len(prefix) :]
-                break
-    return name.replace(".", "_")
+def _normalised(name: str) -> Hashable:
+    """The layer's path with nothing before it and one separator, and which text encoder, if any."""
+    paths = text_paths(name) if is_text_layer(name) else model_paths(name)
+    path = min(paths, key=len).replace(".", "_")
+    return (is_text_layer(name), encoder_number(name), path)
