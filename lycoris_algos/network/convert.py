@@ -50,12 +50,13 @@ def convert(
     strength_clip: float = 1.0,
     rename: Rename | None = None,
     title: str | None = None,
+    embeddings: bool = True,
 ) -> AdapterSet:
     """``adapter_set`` with its multipliers folded in, stored in ``dtype`` as ``dialect`` spells it.
 
-    None keeps a dtype or the dialect. Raises BadValueError for a multiplier that cannot be folded in (naming
-    CombineLyCORIS) or a number that does not fit ``dtype``, and NoSpellingError, naming the layer, for what
-    ``dialect`` has no word for.
+    None keeps a dtype or the dialect; bundled ``embeddings`` come along or not. Raises BadValueError for a
+    multiplier that cannot be folded in (naming CombineLyCORIS) or a number that does not fit ``dtype``, and
+    NoSpellingError, naming the layer, for what ``dialect`` has no word for.
     """
     target = None if dialect is None else _writable(dialect)
     layers: dict[str, LayerAdapter] = {}
@@ -78,7 +79,8 @@ def convert(
         raise BadValueError("the strength of every layer is 0, so nothing would be stored")
     described = _metadata(adapter_set, dtype, target, strength_model, strength_clip, title)
     written = adapter_set.dialect if target is None else target.name
-    return replace(adapter_set, layers=layers, metadata=described, dialect=written)
+    bundled = adapter_set.embeddings if embeddings else {}
+    return replace(adapter_set, layers=layers, metadata=described, dialect=written, embeddings=bundled)
 
 
 def _writable(name: str) -> Dialect:

@@ -9,6 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: What files may be stored in, by the names that people choose from.
+STORED_DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8 e4m3": torch.float8_e4m3fn,
+    "fp8 e5m2": torch.float8_e5m2,
+}
+
 
 def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """float64 if any of ``dtypes`` is float64, else float32."""

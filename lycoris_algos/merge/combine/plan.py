@@ -79,6 +79,11 @@ class CombinePlan:
     base: BaseWeights | None
     notes: tuple[str, ...]
 
+    @property
+    def steps(self) -> int:
+        """How many steps the run reports as progress."""
+        return len(self.parameters) * (2 if self.options.rank.kind is RankKind.BUDGET else 1)
+
     def __str__(self) -> str:
         routes = Counter(
             f"{parameter.route.value}, stored as {_titles(parameter)}" for parameter in self.parameters

@@ -101,16 +101,11 @@ class _Run:
     cancel: Cancel | None
     done: int = 0
 
-    @property
-    def _total(self) -> int:
-        passes = 2 if self.plan.options.rank.kind is RankKind.BUDGET else 1
-        return passes * len(self.plan.parameters)
-
     def _step(self, parameter: ParameterPlan) -> None:
         if self.cancel is not None and self.cancel():
             raise CancelledError("cancelled: nothing was combined")
         if self.progress is not None:
-            self.progress(self.done, self._total, parameter.name)
+            self.progress(self.done, self.plan.steps, parameter.name)
         self.done += 1
 
     def _with_fallback(self, parameter: ParameterPlan, work: Callable[[torch.device], _T]) -> tuple[_T, bool]:
