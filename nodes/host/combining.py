@@ -26,6 +26,7 @@ from .stack import Stack, StackEntry
 #: The dialects that a file can be saved in, as the node calls them.
 DIALECT_CHOICES = {"as stored": None, "kohya": "kohya", "ComfyUI": "comfy", "diffusers-PEFT": "diffusers"}
 AS_STORED = "as stored"
+_TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "text_encoder_4.")
 
 
 class HostModel:
@@ -64,7 +65,7 @@ class HostModel:
             if dialect == "comfy":
                 return f"text_encoders.{path}"
             names = _clip_names(targets)
-            wanted = ("lora_te",) if dialect == "kohya" else ("text_encoder",)
+            wanted = ("lora_te",) if dialect == "kohya" else _TEXT_ENCODERS
         else:
             if dialect == "comfy":
                 return path
@@ -101,7 +102,7 @@ def combine_stack(
 ) -> tuple[Stack, str]:
     """(a stack of one, the report). Raises as the library does, and what ComfyUI does on a stop."""
     if stack and not any(e.strength_model or e.strength_clip for e in stack):
-        # Nothing is asked for, and nothing is what comes out: no error, so that a strength can be turned to 0.
+        # Nothing is asked for and nothing comes out. No error, so that strengths can be turned down.
         return (StackEntry(stack[0].adapters, 0.0, 0.0),), "every strength is 0: the result changes nothing"
     known = HostModel(model, clip) if model is not None or clip is not None else None
     sources = [Source(e.adapters, e.strength_model, e.strength_clip) for e in stack]
