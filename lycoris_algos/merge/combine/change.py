@@ -141,10 +141,17 @@ def difference(wanted: Change, got: LayerAdapter | None) -> Difference:
     energy = lost = largest = error = 0.0
     for start, stop in row_blocks(rows, rows_per_block(columns, torch.float32, wanted.device)):
         block = wanted.rows(start, stop).float()
-        energy += float(block.double().square().sum())
-        largest = max(largest, float(block.abs().max()))
+        squares, largest_here = _size(block)
+        energy, largest = energy + squares, max(largest, largest_here)
         if ready is not None:
             ready.add_rows_(block, start, -1.0)
-        lost += float(block.double().square().sum())
-        error = max(error, float(block.abs().max()))
+        squares, error_here = _size(block)
+        lost, error = lost + squares, max(error, error_here)
     return Difference(energy, lost, largest, error)
+
+
+def _size(block: Tensor) -> tuple[float, float]:
+    """(Σx², max|x|) in two passes without a temporary."""
+    low, high = torch.aminmax(block)
+    norm = float(torch.linalg.vector_norm(block))
+    return norm * norm, max(-float(low), float(high))
