@@ -109,7 +109,7 @@ def _multiplied(name: str, layer: LayerAdapter, multiplier: float) -> LayerAdapt
 
 
 def _stored(name: str, layer: LayerAdapter, before: LayerAdapter, dtype: torch.dtype | None) -> LayerAdapter:
-    """``layer`` in ``dtype``, or each tensor in the dtype that it had ``before``."""
+    """``layer`` in ``dtype``, or in that of its first tensor ``before``."""
     if layer is before and dtype is None:
         return layer
     kept = dtype or next(

@@ -77,13 +77,13 @@ class HostModel:
         return next((_projection(name) for name in spelled), None)
 
     def _find(self, layer: str, what: str) -> tuple[Targets, Target] | None:
-        targets = self._clip if is_text_layer(layer) else self._model
-        target = targets.find(layer) if targets is not None else None
-        if targets is None or target is None:
-            return None
-        if what == "bias":
-            target = targets.bias_of(target)
-        return None if target is None else (targets, target)
+        order = (self._clip, self._model) if is_text_layer(layer) else (self._model, self._clip)
+        for targets in order:
+            target = targets.find(layer) if targets is not None else None
+            if targets is not None and target is not None:
+                own = targets.bias_of(target) if what == "bias" else target
+                return None if own is None else (targets, own)
+        return None
 
 
 def _projection(name: str) -> str:

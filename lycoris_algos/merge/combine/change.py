@@ -36,7 +36,7 @@ class Change(ABC):
         """Rows start … stop, in float32 or float64; a new tensor."""
 
     def dense(self) -> Tensor:
-        """All of it."""
+        """All of it; not to be written to."""
         return self.rows(0, self.size[0])
 
 
@@ -75,6 +75,9 @@ class Dense(Change):
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.matrix[start:stop].clone()
+
+    def dense(self) -> Tensor:
+        return self.matrix
 
 
 @dataclass(frozen=True, eq=False)

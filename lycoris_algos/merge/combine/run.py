@@ -51,7 +51,9 @@ def run_combine(
     Raises CancelledError between layers when ``cancel`` says so, BadValueError for a budget that is too
     small, and what adapters raise, naming the layer.
     """
-    run = _Run(plan, torch.device(device), progress, cancel)
+    # Apple's GPUs have no float64, which the small decompositions need.
+    chosen = torch.device("cpu" if torch.device(device).type == "mps" else device)
+    run = _Run(plan, chosen, progress, cancel)
     ranks = run.budget() if plan.options.rank.kind is RankKind.BUDGET else {}
     found: dict[str, LayerAdapter] = {}
     outcomes: list[Outcome] = []
@@ -238,7 +240,7 @@ class _Run:
         """W in float64: V − W of a small change loses digits that float32 does not have."""
         assert self.plan.base is not None  # the plan insists
         weight = self.plan.base.fetch(parameter.layer, parameter.what)
-        return weight.to(device, torch.float32 if device.type == "mps" else torch.float64)
+        return weight.to(device, torch.float64)
 
     def _replayed(self, parameter: ParameterPlan, device: torch.device) -> Tensor:
         """What the live stack makes of the base weight, less the base weight."""
