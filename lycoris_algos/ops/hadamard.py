@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .lowrank import leading_svd
 
-_SWEEPS = 60
+_SWEEPS = 25
 # A sweep that gains less than this share of |D|² is the last.
-_GAIN = 1e-5
+_GAIN = 1e-4
 _RIDGE = 1e-9
 
 
@@ -62,8 +62,10 @@ def _balanced(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _solve(target: Tensor, mask: Tensor, right: Tensor) -> Tensor:
     """a (o, r) minimising |target − (a·right) ⊙ mask|², row by row."""
     rank = right.shape[0]
-    pairs = (right[:, None, :] * right[None, :, :]).reshape(rank * rank, -1)
-    normal = (mask.square() @ pairs.T).reshape(-1, rank, rank)
+    row, column = torch.triu_indices(rank, rank, device=target.device)
+    upper = mask.square() @ (right[row] * right[column]).T  # the normal matrices are symmetric
+    normal = upper.new_empty((target.shape[0], rank, rank))
+    normal[:, row, column] = normal[:, column, row] = upper
     wanted = (mask * target) @ right.T
     ridge = normal.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(target.dtype).tiny) * _RIDGE
     identity = torch.eye(rank, dtype=target.dtype, device=target.device)
