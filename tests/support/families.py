@@ -2,8 +2,8 @@
 
 Written down by hand from what the trainers do, so that nothing of the pack under test decides what is right.
 Only for the UNets of Stable Diffusion ComfyUI's own table of diffusers' names is taken. Every entry of
-``SUBJECTS`` is one real model of ComfyUI, tiny or on the meta device (full width, without memory), and the files
-that trainers would write for it.
+``SUBJECTS`` is one real model of ComfyUI, tiny or on the meta device (full width, without memory), and the
+files that trainers would write for it.
 """
 
 from __future__ import annotations
