@@ -285,6 +285,8 @@ class LayerAdapter:
             weight = enlarged(weight, self.new_shape(tuple(weight.shape)))
         elif self.magnitude is not None:
             raise TypeError("DoRA changes a weight by its values: give the weight")
+        else:
+            weight = self.new_shape(tuple(weight))
         components = self.weight_components
         if not components:
             home = weight if isinstance(weight, Tensor) else torch.empty(0)

@@ -57,6 +57,8 @@ class DoRA(Magnitude):
             )
 
     def fits(self, shape: Sequence[int]) -> None:
+        if self.over_rows and self.scale.numel() == 1 and shape and shape[0] == 1:
+            return  # of the only output, which over_rows cannot tell from the only input
         axis = 1 if self.over_rows else 0
         channels = shape[axis] if len(shape) > axis else 1
         if self.scale.numel() != channels:

@@ -103,7 +103,8 @@ class GLoKr(Core):
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> GLoKr:
         s = scale(self.alpha, self.rank)
         passed, added = (lokr.ready_whole(device, dtype) for lokr in (self._passed(), self._added()))
-        return GLoKr(a_w1=passed[0] * s, a_w2=passed[1], b_w1=added[0] * s, b_w2=added[1])
+        a_w1, b_w1 = (whole[0] if s == 1.0 else whole[0] * s for whole in (passed, added))
+        return GLoKr(a_w1=a_w1, a_w2=passed[1], b_w1=b_w1, b_w2=added[1])
 
     def _whole(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert self.a_w1 is not None

@@ -75,7 +75,8 @@ class IA3(Core):
         vector = to_compute(self.weight, device, dtype).reshape(-1)
         if self.on_input:  # one factor per column of the matrix, whatever the kernel
             columns = torch.Size(shape).numel() // shape[0]
-            vector = vector.repeat_interleave(columns // vector.numel())
+            if columns != vector.numel():
+                vector = vector.repeat_interleave(columns // vector.numel())
         return replace(self, weight=vector)
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:

@@ -83,7 +83,7 @@ class TLoRA(Core):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         rank = min(self.rank, s.numel())
         u, s, vh = u[:, :rank], s[:rank], vh[:rank]
-        shared = torch.linalg.matrix_norm(u.T @ torch.linalg.qr(p)[0]).square() / rank
+        shared = torch.linalg.matrix_norm(u.detach().T @ torch.linalg.qr(p.detach())[0]).square() / rank
         if float(shared) < _SAME_SPACE:
             raise BadValueError(
                 "this T-LoRA was not started from the largest singular values of this weight "

@@ -31,5 +31,6 @@ DIALECT = HcpDialect(
     title="HCP-Diffusion",
     model_prefixes=_TABLES,
     text_prefixes={table + name: own for table in _TABLES for name, own in _ENCODERS.items()},
+    any_component=True,
     suffixes={"lora_up.weight": "layer.W_up", "lora_down.weight": "layer.W_down", "scale": "alpha"},
 )

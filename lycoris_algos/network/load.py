@@ -23,6 +23,7 @@ from ..io import read_tensors
 from .adapter_set import AdapterSet, Unmatched
 from .bundles import take_embeddings
 from .corrections import corrected
+from .layouts import plain
 
 # What a file without adapters may be, by keys that such a file has: the first that fits.
 _OTHER_FILES: tuple[tuple[str, str, str], ...] = (
@@ -86,7 +87,7 @@ def from_tensors(
 ) -> AdapterSet:
     """Builds an ``AdapterSet`` from {key: tensor} as a file holds them. Raises as ``load`` does."""
     try:
-        embeddings, others, unmatched = take_embeddings(tensors)
+        embeddings, others, unmatched = take_embeddings(plain(tensors))
     except LycorisError as error:
         raise error.with_context(f"file '{name}'") from error
     grouped, strangers = _group(others)

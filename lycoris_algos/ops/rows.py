@@ -8,7 +8,7 @@ And a block is never made of less than one row, so the algorithms can rely on wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -43,3 +43,8 @@ def row_blocks(rows: int, step: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of consecutive blocks of at most ``step`` rows that cover ``rows``."""
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
+
+
+def stacked(pieces: Sequence[Tensor]) -> Tensor:
+    """One weight of the rows of all ``pieces``, in order; the only piece itself."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces))

@@ -16,9 +16,10 @@ from ...lycoris_algos import AdapterSet, NoMatchError, Unmatched
 from ...lycoris_algos.formats import is_text_layer
 from ...lycoris_algos.inspection import algorithm_lines, unmatched_lines
 from ...lycoris_algos.io import base_model, single_line
+from ...lycoris_algos.models import identify
 from .embeddings import FileWords, fit_words, with_words
 from .keymap import Targets, clip_targets, model_targets
-from .matching import Match, Placed, match, patches
+from .matching import Match, match, patches
 from .stack import Stack, StackEntry
 
 
@@ -49,9 +50,10 @@ class _FileMatch:
     words: FileWords | None
 
     @property
-    def placed(self) -> tuple[Placed, ...]:
-        """Every layer of the file that found its place."""
-        return tuple(item for found in (self.model, self.clip) if found is not None for item in found.placed)
+    def placed(self) -> tuple[str, ...]:
+        """Every layer of the file that found its place, or its places."""
+        found = [part.placed for part in (self.model, self.clip) if part is not None]
+        return tuple(dict.fromkeys(item.layer for part in found for item in part))
 
     @property
     def unmatched(self) -> tuple[Unmatched, ...]:
@@ -101,12 +103,11 @@ def _match_file(
 
     A name that does not tell (LyCORIS' wrapper) goes to the CLIP if only that answers to it.
     """
-    model_names = model.names if model is not None else {}
-    clip_names = clip.names if clip is not None else {}
     text, rest = [], []
     for layer in entry.adapters:
-        only_clip = layer in clip_names and layer not in model_names
-        (text if only_clip or is_text_layer(layer) else rest).append(layer)
+        in_model = model is not None and model.answers_to(layer)
+        in_clip = not in_model and clip is not None and clip.answers_to(layer)
+        (text if in_clip or is_text_layer(layer) else rest).append(layer)
     return _FileMatch(
         entry,
         None if model is None else match(entry.adapters, rest, model),
@@ -141,7 +142,7 @@ def _what_it_is(adapters: AdapterSet) -> str:
 def _advice(adapters: AdapterSet, has_clip: bool) -> str:
     if not has_clip and all(map(is_text_layer, adapters)):
         return "The file changes only text encoders: connect a CLIP."
-    trained_for = base_model(adapters.metadata)
+    trained_for = base_model(adapters.metadata) or identify(adapters, adapters.metadata)
     kind = f"for {trained_for}" if trained_for else "for another kind of model"
     return f"It was trained {kind}: use it with that, or remove it."
 
@@ -197,7 +198,7 @@ def _file_report(item: _FileMatch, has_clip: bool) -> str:
     own = f" at {entry.strength_model:g} (clip {entry.strength_clip:g})"
     lines = [
         f"{adapters.name}{own}: {len(item.placed)} of {total} layers applied",
-        *(f"  {line}" for line in algorithm_lines(adapters[placed.layer] for placed in item.placed)),
+        *(f"  {line}" for line in algorithm_lines(adapters[layer] for layer in item.placed)),
         *(f"  {line}" for line in (item.words.lines if item.words is not None else ())),
     ]
     if item.unmatched:

@@ -1,18 +1,17 @@
 """Which weight a layer name of a file means in a loaded model.
 
 ComfyUI knows the names of every family it supports, so its own key maps are asked, never copied. What they
-leave out is added by indexing the model's own keys:
+leave out comes from the model's own keys (all of them, under every trainer's prefix; core has the LyCORIS
+wrapper's for some families only, of text encoders no norms and embeddings) and from ``lycoris_algos.models``
+(diffusers' names of families that core knows under one name only).
 
-- every parameter of the diffusion model under kohya's and the LYCORIS wrapper's flat names (core gives the
-  wrapper's only to some families, and kohya's to ``.weight`` only);
-- every parameter of a text encoder (core knows attention and MLP, not norms, embeddings and projections).
-  Which encoder ``lora_te1_`` means is read off the names that core does give.
+A name may have several meanings: the number of a text encoder, for one, depends on who counted. Which one is
+right shows when an adapter is held against the shapes (matching.py), so all of them are offered, best first.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +19,20 @@ import comfy.lora
 import comfy.model_management
 import comfy.utils
 
+from ...lycoris_algos.formats import encoder_number, model_paths, text_paths
+from ...lycoris_algos.models import Located, names_in, split_names
+from .names import NameIndex, Target, encoder_of, encoder_paths, flattened, parameter_path
 from .patch import FUNCTION, INVOLUTION, PLAIN
 
-#: A weight's key, or (key, (dim, start, length)) for a slice, or (key, slice or None, function).
-Target = str | tuple[Any, ...]
-
 _MODEL = "diffusion_model."
-_TEXT_PREFIX = re.compile(r"lora_(?:prior_)?te\d*_")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer of a file goes: the whole of it, or its rows (start, count, of how many)."""
+
+    target: Target
+    rows: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,72 @@ class Targets:
     """The layer names that a model answers to. ``what`` names the model for people."""
 
     what: str
-    names: Mapping[str, Target]
+    index: NameIndex
     patcher: Any
+    #: Paths in the model that a layer's name may mean.
+    paths: Callable[[str], Iterable[str]]
+    #: Names of the text encoders, in the order of the CLIP.
+    encoders: tuple[str, ...] = ()
 
-    def find(self, layer: str) -> Target | None:
-        """The target of ``layer``'s weight, or None."""
-        return self.names.get(layer)
+    def find(self, layer: str) -> Iterator[tuple[Place, ...]]:
+        """The possible meanings of ``layer``, best first.
+
+        Each is one place, or several where the file has one layer for what the model stores in pieces.
+        """
+        paths = list(dict.fromkeys(self.paths(layer)))
+        found = dict.fromkeys(target for path in paths for target in self.index.look_up(path))
+        for target in self._preferred(layer, found):
+            if self.shape(target) is not None:
+                yield (Place(target),)
+        for path in paths:
+            for names in split_names(flattened(path)):
+                pieces = [next(iter(self.index.look_up(name)), None) for name in names]
+                places = self._pieces(pieces)
+                if places:
+                    yield places
+
+    def answers_to(self, layer: str) -> bool:
+        """Whether ``layer`` means anything here."""
+        return next(self.find(layer), None) is not None
+
+    def _preferred(self, layer: str, targets: Iterable[Target]) -> list[Target]:
+        """``targets`` with those first that are in the text encoder which the name numbers."""
+        number = encoder_number(layer)
+        if number is None or number > len(self.encoders):
+            return list(targets)
+        meant = self.encoders[number - 1]
+        return sorted(targets, key=lambda target: not isinstance(target, str) or encoder_of(target) != meant)
+
+    def _pieces(self, pieces: list[Target | None]) -> tuple[Place, ...]:
+        """The places of a layer whose rows are those of ``pieces`` in order; empty if one is missing."""
+        counts = []
+        for target in pieces:
+            shape = None if target is None else self.shape(target)
+            if not shape:
+                return ()
+            counts.append(shape[0])
+        targets = [target for target in pieces if target is not None]
+        joined = self._joined(targets, counts)
+        if joined is not None:
+            return (Place(joined),)
+        starts = [sum(counts[:number]) for number in range(len(counts))]
+        return tuple(
+            Place(target, (start, count, sum(counts)))
+            for target, start, count in zip(targets, starts, counts, strict=True)
+        )
+
+    def _joined(self, targets: list[Target], counts: list[int]) -> Target | None:
+        """The one target that slices of one weight, one after the other, make; None if they do not."""
+        key, *rest = targets[0] if isinstance(targets[0], tuple) else (None,)
+        if key is None or len(rest) != 1 or rest[0][0] != 0:
+            return None
+        first = rest[0][1]
+        starts = [first + sum(counts[:number]) for number in range(len(counts))]
+        slices = [(key, (0, start, count)) for start, count in zip(starts, counts, strict=True)]
+        if targets != slices:
+            return None
+        whole = self.shape_of(key)
+        return key if whole is not None and whole[0] == sum(counts) else (key, (0, first, sum(counts)))
 
     def bias_of(self, target: Target) -> Target | None:
         """The target of the bias that belongs to a weight's ``target``, or None if the layer has none."""
@@ -85,49 +151,53 @@ class Targets:
         shape = self.shape_of(target[0])
         if shape is None or target[1] is None:
             return shape
-        dim, _, length = target[1]
+        dim, start, length = target[1]
+        if dim >= len(shape) or start + length > shape[dim]:
+            return None
         return (*shape[:dim], length, *shape[dim + 1 :])
 
 
 def model_targets(model: Any) -> Targets:
     """What the diffusion model of a MODEL answers to."""
     inner = model.model
-    names: dict[str, Target] = {}
-    for key in inner.state_dict():
-        if key.startswith(_MODEL) and not key.endswith(".bias"):
-            flat = _flat(key.removeprefix(_MODEL))
-            names[f"lora_unet_{flat}"] = names[f"lycoris_{flat}"] = key
-    names.update(comfy.lora.model_lora_keys_unet(inner, {}))
+    shapes = {
+        key.removeprefix(_MODEL): tuple(value.shape)
+        for key, value in inner.state_dict().items()
+        if key.startswith(_MODEL) and not key.endswith(".bias")
+    }
+    index = NameIndex()
+    for key in shapes:
+        index.add(parameter_path(key), _MODEL + key)
+    core: dict[str, Target] = comfy.lora.model_lora_keys_unet(inner, {})
+    for name, target in core.items():
+        for path in model_paths(name):
+            index.add(path, target)
+    for name, located in names_in(shapes):
+        index.add(name, _target(located))
     config = getattr(inner, "model_config", None)
-    return Targets(type(config or inner).__name__, names, model)
+    return Targets(type(config or inner).__name__, index, model, model_paths)
 
 
 def clip_targets(clip: Any) -> Targets:
     """What the text encoders of a CLIP answer to."""
     inner = clip.cond_stage_model
+    index = NameIndex()
     core: dict[str, Target] = comfy.lora.model_lora_keys_clip(inner, {})
-    keys = [key for key in inner.state_dict() if not key.endswith(".bias")]
-    names: dict[str, Target] = {}
-    for prefix, encoder in _text_encoders(core):
-        for key in keys:
-            if key.startswith(encoder):
-                names[prefix + _flat(key.removeprefix(encoder))] = key
-    names.update(core)
-    return Targets(f"text encoder {type(inner).__name__}", names, clip.patcher)
+    for name, target in core.items():
+        index.add(name, target)
+    encoders: dict[str, None] = {}
+    for key in inner.state_dict():
+        if not key.endswith(".bias"):
+            for path in encoder_paths(key):
+                index.add(path, key)
+            encoders.update(dict.fromkeys(filter(None, [encoder_of(key)])))
+    what = f"text encoder {type(inner).__name__}"
+    return Targets(what, index, clip.patcher, text_paths, tuple(encoders))
 
 
-def _text_encoders(names: Mapping[str, Target]) -> Iterable[tuple[str, str]]:
-    """(prefix of flat names, prefix of the model's keys) of every encoder that core names."""
-    found: dict[tuple[str, str], None] = {}
-    for name, key in names.items():
-        match = _TEXT_PREFIX.match(name)
-        if match is None or not isinstance(key, str):
-            continue
-        path, flat = name[match.end() :], _flat(key)
-        if flat.endswith(path):  # flattening keeps the length, so the cut is the same in both spellings
-            found[match.group(), key[: len(flat) - len(path)]] = None
-    return found
-
-
-def _flat(key: str) -> str:
-    return key.removesuffix(".weight").replace(".", "_")
+def _target(located: Located) -> Target:
+    key = _MODEL + located.key
+    rows = None if located.rows is None else (0, *located.rows)
+    if located.swapped:
+        return (key, rows, comfy.utils.swap_scale_shift)
+    return key if rows is None else (key, rows)

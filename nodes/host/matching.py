@@ -14,13 +14,15 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from ...lycoris_algos import AdapterSet, LayerAdapter, LycorisError, ShapeMismatchError, Unmatched
-from .keymap import Target, Targets
+from ...lycoris_algos.ops.rows import stacked
+from .keymap import Place, Targets
+from .names import Target
 from .patch import FUNCTION, LycorisPatch
 
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A layer of a file, and the parameters of the model that it changes."""
+    """A layer of a file, or a piece of it, and the parameters of the model that it changes."""
 
     layer: str
     adapter: LayerAdapter
@@ -42,54 +44,80 @@ def match(adapters: AdapterSet, layers: Iterable[str], targets: Targets) -> Matc
     unmatched: list[Unmatched] = []
     for layer in layers:
         found = _place(layer, adapters[layer], targets)
-        if isinstance(found, Placed):
-            placed.append(found)
-        else:
+        if isinstance(found, str):
             unmatched.append(Unmatched(layer, found))
+        else:
+            placed += found
     return Match(tuple(placed), tuple(unmatched))
 
 
-def _place(layer: str, adapter: LayerAdapter, targets: Targets) -> Placed | str:
-    """Where ``adapter`` goes, or the reason why it cannot go anywhere."""
-    target = targets.find(layer)
-    shape = None if target is None else targets.shape(target)
-    if target is None or shape is None:
-        return f"{targets.what} has no such layer"
-    bias = None
-    try:
-        adapter.fits(shape)
-        if adapter.bias is not None:
-            bias = targets.bias_of(target)
-            bias_shape = None if bias is None else targets.shape(bias)
-            if bias_shape is not None:
-                adapter.bias.fits(bias_shape)
-            elif adapter.needs_bias:
-                return f"it changes a bias, but this layer of {targets.what} has none"
-        if adapter.reshape is not None and not isinstance(target, str):
-            return "it enlarges a weight that this model stores as a part of another"
-        if adapter.needs_weight and targets.mapping(target) == FUNCTION:
-            titles = " + ".join(adapter.titles)
-            return f"{titles} depends on the weight, which this model stores in another order"
-        prepared = _prepared(adapter, target, targets)
-    except ShapeMismatchError as error:
-        return f"{error}: it was trained for another model"
-    except LycorisError as error:
-        return str(error)
-    return Placed(layer, prepared, target if adapter.weight_components else None, bias)
+def _place(layer: str, adapter: LayerAdapter, targets: Targets) -> list[Placed] | str:
+    """Where ``adapter`` goes, or the reason why the likeliest place cannot take it."""
+    reasons: list[str] = []
+    for places in targets.find(layer):
+        try:
+            return _placed(layer, adapter, places, targets)
+        except ShapeMismatchError as error:
+            reasons.append(f"{error}: it was trained for another model")
+        except (LycorisError, _UnsuitableError) as error:
+            reasons.append(str(error))
+    return reasons[0] if reasons else f"{targets.what} has no such layer"
+
+
+class _UnsuitableError(Exception):
+    """A place that cannot take a layer for a reason of the model's."""
+
+
+def _placed(layer: str, adapter: LayerAdapter, places: tuple[Place, ...], targets: Targets) -> list[Placed]:
+    """``adapter`` at all of ``places``. Raises LycorisError or _UnsuitableError if one cannot."""
+    shape = targets.shape(places[0].target) or ()
+    if places[0].rows is not None:
+        shape = (places[0].rows[2], *shape[1:])
+    adapter.fits(shape)
+    biases = [_bias(adapter, place, targets) for place in places]
+    if adapter.reshape is not None and not isinstance(places[0].target, str):
+        raise _UnsuitableError("it enlarges a weight that this model stores as a part of another")
+    if adapter.needs_weight and any(targets.mapping(place.target) == FUNCTION for place in places):
+        titles = " + ".join(adapter.titles)
+        raise _UnsuitableError(f"{titles} depends on the weight, which this model stores in another order")
+    prepared = _prepared(adapter, places, targets)
+    return [
+        Placed(layer, _piece(prepared, place), place.target if adapter.weight_components else None, bias)
+        for place, bias in zip(places, biases, strict=True)
+    ]
+
+
+def _piece(adapter: LayerAdapter, place: Place) -> LayerAdapter:
+    return adapter if place.rows is None else adapter.rows(*place.rows)
+
+
+def _bias(adapter: LayerAdapter, place: Place, targets: Targets) -> Target | None:
+    """The target of what ``adapter`` does to the bias at ``place``, if it does anything and there is one."""
+    if adapter.bias is None:
+        return None
+    bias = targets.bias_of(place.target)
+    shape = None if bias is None else targets.shape(bias)
+    if shape is not None:
+        _piece(adapter.bias, place).fits(shape)
+    elif adapter.needs_bias:
+        raise _UnsuitableError(f"it changes a bias, but this layer of {targets.what} has none")
+    return bias
 
 
 # What `prepare` worked out last, for as long as the file is loaded: a changed strength runs the node again,
 # but an inverse or a singular value decomposition of every layer need not be done again.
-_PREPARED: WeakKeyDictionary[LayerAdapter, tuple[ref[Any], Target, LayerAdapter]] = WeakKeyDictionary()
+_PREPARED: WeakKeyDictionary[LayerAdapter, tuple[ref[Any], tuple[Place, ...], LayerAdapter]] = (
+    WeakKeyDictionary()
+)
 
 
-def _prepared(adapter: LayerAdapter, target: Target, targets: Targets) -> LayerAdapter:
+def _prepared(adapter: LayerAdapter, places: tuple[Place, ...], targets: Targets) -> LayerAdapter:
     model = targets.patcher.model
     known = _PREPARED.get(adapter)
-    if known is not None and known[0]() is model and known[1] == target:
+    if known is not None and known[0]() is model and known[1] == places:
         return known[2]
-    prepared = adapter.prepare(lambda: targets.base_weight(target))
-    _PREPARED[adapter] = (ref(model), target, prepared)
+    prepared = adapter.prepare(lambda: stacked([targets.base_weight(place.target) for place in places]))
+    _PREPARED[adapter] = (ref(model), places, prepared)
     return prepared
 
 

@@ -1,6 +1,6 @@
-"""Laws that hold for every algorithm and every sample of it: tests/support/samples.py and oracles.py.
+"""Laws that hold for every algorithm and every sample of it: tests/support/samples and oracles.
 
-What the comparisons allow, and why, is written in oracles.py.
+What the comparisons allow, and why, is written in oracles.
 """
 
 from __future__ import annotations
@@ -40,18 +40,28 @@ def factors(layer: LayerAdapter) -> dict[str, Tensor]:
     return {suffix: value for part in layer.components() for suffix, value in part.tensors()}
 
 
+def moved_(item: object) -> object:
+    """A copy of what is a tensor; real numbers in another dtype, so that no copy can be the original."""
+    if not isinstance(item, Tensor):
+        return item
+    return item.double() if item.is_floating_point() else item.clone()
+
+
 # ---- the samples cover the library --------------------------------------------------------------------
 
 
-# A new shape and a window make no change by themselves: test_reshape.py, test_window.py.
-CHANGING = [cls for cls in (*cores(), *parts(), *modifiers()) if cls.algo not in ("reshape", "window")]
+#: Not made from a layer's tensors alone. A new shape and a window make no change by themselves
+#: (test_reshape.py, test_window.py); a residual that holds the base weight as well is stored exactly like
+#: one that does not, and only network/corrections.py tells it apart (tests/unit/network/test_corrections.py).
+ELSEWHERE = ("reshape", "window", "sparse_target")
+CHANGING = [cls for cls in (*cores(), *parts(), *modifiers()) if cls.algo not in ELSEWHERE]
 
 
 @pytest.mark.parametrize("cls", CHANGING, ids=lambda cls: cls.algo)
 def test_every_algorithm_has_an_oracle_and_samples(cls: type) -> None:
     own = [case for case in CASES if cls.algo in (*case.algos, *case.bias_algos)]
-    assert cls.algo in ORACLES, "write its formula in tests/support/oracles.py"
-    assert own, "write its samples in tests/support/samples.py"
+    assert cls.algo in ORACLES, "write its formula in tests/support/oracles"
+    assert own, "write its samples in tests/support/samples"
     stored = frozenset().union(*(case.tensors for case in own))
     assert cls.keys.names <= stored, f"no sample stores {sorted(cls.keys.names - stored)}"
     # A part that follows from its core's tensors has no keys of its own.
@@ -237,7 +247,21 @@ def test_preparing_changes_nothing(target: Target) -> None:
     expected = to_numpy(layer.delta(start))
     flat = LayerAdapter.from_values(iter(prepared.to_values()))
     for other in (prepared, flat) if target.what == "weight" else (prepared,):
-        assert np.abs(to_numpy(other.delta(start)) - expected).max() <= 1e-10 * np.abs(expected).max()
+        error = np.abs(to_numpy(other.delta(start)) - expected).max()
+        assert error <= target.case.tol_prepared * np.abs(expected).max()
+
+
+@every_target
+def test_the_prepared_form_updates_weights_of_every_dtype(target: Target) -> None:
+    # It is what changes a model: prepared once from its weight, kept in float32.
+    for dtype in WEIGHT_DTYPES:
+        start = target.weight(dtype)
+        prepared = adapter(target).prepare(lambda start=start: start)
+        base = to_numpy(start)
+        change = 0.7 * expected_delta(target.algos, target.case.tensors, start)
+        tau = tolerance(target.case, dtype, base, change)
+        tau = tau + target.case.tol_prepared * np.abs(change).max(initial=0.0)
+        check_rounded_once(prepared.add_to_(start.clone(), 0.7), base + change, tau)
 
 
 # ---- where blocks of rows end -------------------------------------------------------------------------
@@ -398,7 +422,7 @@ def test_values_survive_the_flat_form(case: Case) -> None:
         assert same_bits(value, kept[suffix])
     assert all(any(value is item for item in flat) for value in factors(back).values())
     # As ComfyUI does it: every tensor of the flat form is moved, everything else stays.
-    moved = LayerAdapter.from_values(iter([v.double() if isinstance(v, Tensor) else v for v in flat]))
+    moved = LayerAdapter.from_values(iter([moved_(item) for item in flat]))
     weight = next(case.targets()).weight()
     assert np.allclose(to_numpy(moved.delta(weight)), to_numpy(layer.delta(weight)), rtol=0, atol=1e-6)
 
@@ -442,9 +466,7 @@ def test_a_weight_of_another_size_is_refused_untouched(target: Target) -> None:
     else:
         wrong += [(1, o)]
     for shape in wrong:
-        same_rows = shape[:1] == (o,)
-        same_columns = torch.Size(shape[1:]).numel() == torch.Size(rest).numel()
-        if (target.case.free == "rows" and same_columns) or (target.case.free == "columns" and same_rows):
+        if target.what == "weight" and target.case.also_fits(shape):
             continue  # it differs only where any size will do
         with pytest.raises(ShapeMismatchError, match=r"\d"):
             layer.fits(shape)
@@ -455,3 +477,26 @@ def test_a_weight_of_another_size_is_refused_untouched(target: Target) -> None:
         with pytest.raises(ShapeMismatchError):
             layer.add_to_(weight, 1.0)
         assert same_bits(weight, before)
+
+
+@pytest.mark.parametrize("shape", [(1, 12), (12, 1), (1, 4, 3), (1, 1)], ids=str)
+def test_one_magnitude_is_that_of_the_only_channel(shape: tuple[int, ...]) -> None:
+    # DoRA's axis does not show in the shape (1, 1), and makes no difference to the norm.
+    tensors = {"diff": torch.randn(shape), "dora_scale": torch.full((1,) * len(shape), 2.0)}
+    combined = torch.randn(shape, dtype=torch.float64)
+    expected = 2 * (combined + tensors["diff"]) / (combined + tensors["diff"]).norm()
+    got = LayerAdapter.from_tensors(tensors).add_to_(combined, 1.0)
+    assert torch.allclose(got, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("magnitudes", "shape"),
+    [((1, 16), (16, 12)), ((16, 1), (12, 16)), ((1, 1), (5, 4)), ((1,), (5, 1)), ((16,), (12, 16))],
+    ids=str,
+)
+def test_magnitudes_of_other_channels_are_refused(
+    magnitudes: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    layer = LayerAdapter.from_tensors({"diff": torch.ones(shape), "dora_scale": torch.ones(magnitudes)})
+    with pytest.raises(ShapeMismatchError, match="DoRA has"):
+        layer.fits(shape)

@@ -1,129 +1,13 @@
-"""Adapters as files store them, small and seeded: every algorithm × kind of layer × form that it comes in.
-
-Raw tensors only; the library is not used. **A new algorithm** adds one decorated generator, and every law of
-tests/unit/adapters then holds it (``oracles.py`` needs its formula as well):
-
-    @samples("ia3")
-    def _ia3(draw):
-        for kind, shape in LAYERS.items():
-            yield Case(f"{kind}-out", ("ia3",), {"weight": draw(shape[0]), "on_input": ...}, shape)
-
-A layer of several components names all of them, in the order in which they are applied.
-"""
+"""Low-rank and Kronecker products: LoRA, LoHa, LoKr."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-#: The kinds of layer: the shape of a weight by name. The grouped convolution has 16 inputs in 4 groups.
-LAYERS: dict[str, tuple[int, ...]] = {
-    "linear": (24, 16),
-    "linear_wide": (6, 30),
-    "conv1d_3": (12, 8, 3),
-    "conv2d_1x1": (16, 12, 1, 1),
-    "conv2d_3x3": (12, 8, 3, 3),
-    "conv3d_3": (6, 4, 3, 3, 3),
-    "conv2d_3x3_grouped": (16, 4, 3, 3),
-}
-
-Draw = Callable[..., Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One layer of a file. ``algos`` change its weight, in this order; ``bias_algos`` its bias."""
-
-    variant: str
-    algos: tuple[str, ...]
-    tensors: dict[str, Tensor]
-    #: Shape of the layer's weight.
-    shape: tuple[int, ...]
-    bias_algos: tuple[str, ...] = ()
-    #: Largest error of ΔW computed in float32 and in float64, as a share of max|ΔW|.
-    tol32: float = 1e-5
-    tol64: float = 1e-12
-    #: "rows" or "columns" where a weight of any size on that side will do (an (IA)³, an OFT).
-    free: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{'+'.join((*self.algos, *self.bias_algos))}-{self.variant}"
-
-    def stored(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The tensors as a file saved in ``dtype`` holds them: trainers cast all that is no integer."""
-        return {
-            suffix: value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
-            for suffix, value in self.tensors.items()
-        }
-
-    def targets(self) -> Iterator[Target]:
-        """The parameters that it changes."""
-        if self.algos:
-            yield Target(self, "weight", self.algos, self.shape)
-        if self.bias_algos:
-            yield Target(self, "bias", self.bias_algos, self.shape[:1])
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """One parameter of a layer, and what changes it."""
-
-    case: Case
-    what: str
-    algos: tuple[str, ...]
-    shape: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return self.case.name if self.what == "weight" else f"{self.case.name}:bias"
-
-    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A base weight (or bias), the same each time, rounded to ``dtype``."""
-        seed = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
-        return (torch.randn(self.shape, generator=seed, dtype=torch.float64) * 0.5).to(dtype)
-
-
-#: Every case, in order of registration.
-CASES: list[Case] = []
-
-
-def samples(algo: str) -> Callable[[Callable[[Draw], Iterator[Case]]], None]:
-    """Registers the cases that the decorated generator yields; it draws from one seed per ``algo``."""
-
-    def register(generate: Callable[[Draw], Iterator[Case]]) -> None:
-        seed = torch.Generator().manual_seed(zlib.crc32(algo.encode()))
-
-        def draw(*shape: int, std: float = 0.3) -> Tensor:
-            return torch.randn(shape, generator=seed) * std
-
-        CASES.extend(generate(draw))
-
-    return register
-
-
-def targets() -> list[Target]:
-    """Every parameter that some case changes."""
-    return [target for case in CASES for target in case.targets()]
-
-
-def kernel_size(shape: tuple[int, ...]) -> int:
-    """∏k of a weight's shape; 1 for a Linear."""
-    return int(torch.Size(shape[2:]).numel())
-
-
-def alpha(value: float) -> Tensor:
-    """An alpha as most trainers store it."""
-    return torch.tensor(float(value))
-
-
-def _has_kernel(shape: tuple[int, ...]) -> bool:
-    return kernel_size(shape) > 1
-
+from ._case import LAYERS, Case, Draw, alpha, has_kernel, kernel_size, samples
 
 # ---- LoRA ---------------------------------------------------------------------------------------------
 
@@ -136,7 +20,7 @@ def _lora(draw: Draw) -> Iterator[Case]:
 
     for kind, shape in LAYERS.items():
         yield Case(kind, ("lora",), {**factors(shape, 4), "alpha": alpha(2)}, shape)
-        if _has_kernel(shape):
+        if has_kernel(shape):
             ones = (1,) * (len(shape) - 2)
             tucker = {
                 "lora_up.weight": draw(shape[0], 3, *ones),
@@ -185,7 +69,7 @@ def _loha(draw: Draw) -> Iterator[Case]:
             ones = (1,) * len(kernel)
             whole = halves((rows, 3, *ones), (3, inputs, *kernel))
             yield Case(f"{kind}-4d", ("loha",), {**whole, "alpha": alpha(2)}, shape)
-        if _has_kernel(shape):
+        if has_kernel(shape):
             tucker = halves((3, rows), (3, inputs))
             tucker |= {"hada_t1": draw(3, 3, *kernel), "hada_t2": draw(3, 3, *kernel)}
             yield Case(f"{kind}-tucker", ("loha",), {**tucker, "alpha": alpha(2)}, shape)
@@ -230,7 +114,7 @@ def _lokr(draw: Draw) -> Iterator[Case]:
         yield case(f"{kind}-both_whole", shape, first(o1, i1), second(shape, o2, i2), a=7)
         yield case(f"{kind}-both_low_rank", shape, first(o1, i1, 2), second(shape, o2, i2, 2))
         yield case(f"{kind}-w1_low_rank", shape, first(o1, i1, 2), second(shape, o2, i2))
-        if _has_kernel(shape):
+        if has_kernel(shape):
             yield case(f"{kind}-tucker", shape, first(o1, i1), tucker(shape, o2, i2, 2))
     linear, conv = LAYERS["linear"], LAYERS["conv2d_3x3"]
     # A w1 of very few elements, where a whole w2 would be nearly as large as the weight.
@@ -253,30 +137,3 @@ def _lokr(draw: Draw) -> Iterator[Case]:
     yield Case("scale", ("lokr",), {**no_alpha, "alpha": alpha(1), "scale": alpha(0.75)}, linear)
     whole = {**first(4, 4), **second(linear, 6, 4), "alpha": alpha(7), "scale": alpha(0.75)}
     yield Case("scale-both_whole", ("lokr",), whole, linear)
-
-
-# ---- parts --------------------------------------------------------------------------------------------
-
-
-@samples("full")
-def _full(draw: Draw) -> Iterator[Case]:
-    for kind, shape in LAYERS.items():
-        yield Case(kind, ("full",), {"diff": draw(*shape)}, shape)
-        both = {"diff": draw(*shape), "diff_b": draw(shape[0])}
-        yield Case(f"{kind}-bias", ("full",), both, shape, ("full_bias",))
-    linear, conv = LAYERS["linear"], LAYERS["conv2d_3x3"]
-    yield Case("alone", (), {"diff_b": draw(24)}, linear, ("full_bias",))
-    yield Case("vector", ("full",), {"diff": draw(17)}, (17,))
-    lora = {"lora_up.weight": draw(24, 4), "lora_down.weight": draw(4, 16), "alpha": alpha(2)}
-    beside = {**lora, "diff": draw(*linear), "diff_b": draw(24)}
-    yield Case("linear", ("lora", "full"), beside, linear, ("full_bias",))
-    yield Case("linear", ("lora",), {**lora, "diff_b": draw(24)}, linear, ("full_bias",))
-    lokr = {"lokr_w1": draw(4, 4), "lokr_w2_a": draw(3, 2), "lokr_w2_b": draw(2, 18), "alpha": alpha(1)}
-    yield Case("conv2d_3x3", ("lokr", "full"), {**lokr, "diff": draw(*conv)}, conv)
-
-
-@samples("norm")
-def _norm(draw: Draw) -> Iterator[Case]:
-    yield Case("weight", ("norm",), {"w_norm": draw(32)}, (32,))
-    yield Case("both", ("norm",), {"w_norm": draw(32), "b_norm": draw(32)}, (32,), ("norm_bias",))
-    yield Case("odd", ("norm",), {"w_norm": draw(7), "b_norm": draw(7)}, (7,), ("norm_bias",))

@@ -1,0 +1,129 @@
+"""Print docs/compatibility.md: which trainers' files reach which models, counted and not claimed.
+
+    python -m lab.compatibility > docs/compatibility.md
+
+Run by hand when names change. It holds the files of `families.py` against ComfyUI's own model classes, with
+the pack loaded as ComfyUI loads it; tests/host/test_families.py checks the same counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+
+from lab.pack import load_pack
+from lab.prime import prime_comfy
+
+HEAD = """\
+# Compatibility
+
+Printed by `python -m lab.compatibility` (in tests/support); not written by hand.
+
+## Files and models
+
+Each row is a file as the trainer writes it, with one adapter for every linear layer and convolution that it
+trains, held against ComfyUI's own model class. *reached* counts the layers that came to the parameter, or the rows
+of a parameter, that they were trained on. The models are real: small ones for SD 1.5, SD 3, Wan and HunyuanVideo,
+full width without values for the others.
+"""
+
+DIALECTS_HEAD = """
+## Dialects
+
+What a layer's name may begin with. Any of them may carry any algorithm, and any spelling of its tensors.
+"""
+
+TAIL = """
+## Spellings of a tensor
+
+`lora_up`/`lora_down`, `lora_B`/`lora_A` (with or without `.weight`, with PEFT's `.default`), `.lora.up`,
+`_lora.up` on attention processors, `.lora_linear_layer.up`, HCP's `.___.layer.W_up`; DoRA's `dora_scale`,
+`lora_magnitude_vector` and `magnitude`; everything of LyCORIS' as LyCORIS spells it, also behind HCP's `.___.`.
+Alpha is the tensor `alpha`, or PEFT's configuration in the metadata or beside the file, or else the rank.
+
+## Fused and split layers
+
+- A file's `to_q`, `to_k`, `to_v` (and `proj_mlp`) go to their rows of the weight that a model keeps for all of
+  them. Every algorithm is exact there.
+- A file's one layer for several (`qkv`, `to_qkv`, `in_proj`, `kv`, ...) goes to the weights that a model keeps for
+  each, without forming the change first. BOFT, DoRA on the input axis and an OFT whose blocks cross from one piece
+  into the next need rows that a patch never sees; they are refused by name. A T-LoRA is worked out from all pieces
+  when it is applied.
+- Biases are cut the same way.
+
+## Text encoders
+
+Which encoder `lora_te1_`, `lora_te2_` or `text_encoder_2.` means depends on who counted: kohya calls Flux' T5
+`lora_te3_`, LyCORIS and OneTrainer call it `lora_te2_`. The path of a layer and its shape decide; the number only
+breaks ties. Norms, embeddings, projections and biases are reached like everything else.
+
+## What is not mapped
+
+- HunyuanDiT under diffusers' names: two of its norms have each other's names there, so a name says too little.
+  Its own names work.
+- `base` tables of HCP-Diffusion (whole weights) and its moving averages (`lora_ema`).
+- PEFT's `lora_embedding_A`/`lora_embedding_B`.
+"""
+
+
+def host_modules() -> SimpleNamespace:
+    """The modules of the pack that place files, as `families.outcome` wants them."""
+    prime_comfy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ComfyUI's own imports warn
+        import comfy.sd  # noqa: F401
+
+        import nodes  # noqa: F401 - ComfyUI's, which is there before any pack is
+
+        name = load_pack().__name__
+    return SimpleNamespace(
+        library=sys.modules[f"{name}.lycoris_algos"],
+        formats=sys.modules[f"{name}.lycoris_algos.formats"],
+        keymap=sys.modules[f"{name}.nodes.host.keymap"],
+        matching=sys.modules[f"{name}.nodes.host.matching"],
+    )
+
+
+def document(host: SimpleNamespace) -> Iterator[str]:
+    """The lines of the document."""
+    import families
+
+    yield HEAD
+    for subject in families.SUBJECTS:
+        yield f"### {subject.title}\n"
+        yield "| file of | its first layer | layers | reached |"
+        yield "| --- | --- | ---: | ---: |"
+        for file in subject.files(families.shapes_of(subject)):
+            found = families.outcome(subject, file, host)
+            first = file.spell(next(iter(file.layers)), "down")
+            yield f"| {file.trainer} | `{first}` | {found.held} | {found.reached} |"
+        yield ""
+    families.forget()
+    yield DIALECTS_HEAD.lstrip("\n")
+    yield "| dialect | model | text encoders |"
+    yield "| --- | --- | --- |"
+    for dialect in host.formats.DIALECTS:
+        yield f"| {dialect.title} | {_code(dialect.model_prefixes)} | {_code(dialect.text_prefixes)} |"
+    yield TAIL.rstrip("\n")
+
+
+def _code(prefixes: Iterable[str]) -> str:
+    return " ".join(f"`{prefix}`" for prefix in prefixes)
+
+
+def main() -> int:
+    logging.disable(logging.WARNING)
+    import torch
+
+    host = host_modules()
+    with torch.inference_mode():
+        for line in document(host):
+            print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
