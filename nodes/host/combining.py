@@ -6,19 +6,30 @@ dialects mean the same, and how another dialect spells a layer.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import comfy.lora
 import comfy.model_management
 
-from ...lycoris_algos import BadValueError, CancelledError, convert, load, save
+from ...lycoris_algos import (
+    AdapterSet,
+    BadValueError,
+    CancelledError,
+    LayerAdapter,
+    ShapeMismatchError,
+    convert,
+    load,
+    save,
+)
 from ...lycoris_algos.formats import is_text_layer
 from ...lycoris_algos.inspection import algorithm_lines
 from ...lycoris_algos.merge.combine import CombineOptions, Source, plan_combine, run_combine
 from ...lycoris_algos.ops.dtypes import STORED_DTYPES
-from .keymap import Target, Targets, clip_targets, model_targets
+from ...lycoris_algos.ops.rows import joined_rows
+from .keymap import Place, Targets, clip_targets, model_targets
+from .names import Target
 from .patch import FUNCTION
 from .progress import check_cancel, progress_bar, stop_if_cancelled
 from .stack import Stack, StackEntry
@@ -30,36 +41,47 @@ _TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "text_e
 
 
 class HostModel:
-    """What a MODEL and a CLIP (either may be None) say about layers; the library's ``BaseWeights``."""
+    """What a MODEL and a CLIP (either may be None) say about layers; the library's ``BaseWeights``.
 
-    def __init__(self, model: Any, clip: Any) -> None:
+    ``sets`` are the adapters it will be asked about: a name that has several meanings means what they fit.
+    """
+
+    def __init__(self, model: Any, clip: Any, sets: Sequence[AdapterSet]) -> None:
         self._model = model_targets(model) if model is not None else None
         self._clip = clip_targets(clip) if clip is not None else None
+        self._sets = sets
+        self._known: dict[str, tuple[Targets, tuple[Place, ...]] | None] = {}
 
     def shape(self, layer: str, what: str) -> tuple[int, ...] | None:
         """See ``BaseWeights``."""
-        found = self._find(layer, what)
-        if found is None or found[0].mapping(found[1]) == FUNCTION:
+        found = self._find(layer)
+        if found is None:
             return None
-        return found[0].shape(found[1])
+        targets, places = found
+        own = self._parameters(targets, places, what)
+        if own is None or any(targets.mapping(target) == FUNCTION for target in own):
+            return None
+        return _stacked_shape([targets.shape(target) for target in own])
 
     def fetch(self, layer: str, what: str) -> Any:
         """See ``BaseWeights``."""
-        found = self._find(layer, what)
+        found = self._find(layer)
         assert found is not None  # asked only where `shape` answered
-        return found[0].base_weight(found[1])
+        own = self._parameters(*found, what)
+        assert own is not None
+        return joined_rows([found[0].base_weight(target) for target in own])
 
     def same_layer(self, layer: str) -> Hashable | None:
         """What ``layer`` means in the model, in terms that can be compared."""
-        found = self._find(layer, "weight")
+        found = self._find(layer)
         return None if found is None else (found[0].what, found[1])
 
     def rename(self, layer: str, dialect: str) -> str | None:
         """``layer`` as ``dialect`` spells it, for a layer that is a whole parameter of the model."""
-        found = self._find(layer, "weight")
-        if found is None or not isinstance(found[1], str):
+        found = self._find(layer)
+        if found is None or len(found[1]) != 1 or not isinstance(found[1][0].target, str):
             return None
-        targets, key = found
+        targets, key = found[0], found[1][0].target
         path = key.removesuffix(".weight")
         if targets is self._clip:
             if dialect == "comfy":
@@ -76,14 +98,45 @@ class HostModel:
         spelled = (name for name, target in names.items() if target == key and name.startswith(wanted))
         return next((_projection(name) for name in spelled), None)
 
-    def _find(self, layer: str, what: str) -> tuple[Targets, Target] | None:
+    def _find(self, layer: str) -> tuple[Targets, tuple[Place, ...]] | None:
+        if layer not in self._known:
+            self._known[layer] = self._meaning(layer)
+        return self._known[layer]
+
+    def _meaning(self, layer: str) -> tuple[Targets, tuple[Place, ...]] | None:
+        """The first meaning that the adapters of this name fit; text encoders first for their layers."""
+        adapters = [own[layer] for own in self._sets if layer in own]
         order = (self._clip, self._model) if is_text_layer(layer) else (self._model, self._clip)
         for targets in order:
-            target = targets.find(layer) if targets is not None else None
-            if targets is not None and target is not None:
-                own = targets.bias_of(target) if what == "bias" else target
-                return None if own is None else (targets, own)
+            for places in targets.find(layer) if targets is not None else ():
+                assert targets is not None
+                shape = _stacked_shape([targets.shape(place.target) for place in places])
+                if shape is not None and all(_fits(adapter, shape) for adapter in adapters):
+                    return targets, places
         return None
+
+    def _parameters(self, targets: Targets, places: Sequence[Place], what: str) -> list[Target] | None:
+        """The weights or biases that ``places`` name, in the order of their rows; None if one is missing."""
+        if what == "weight":
+            return [place.target for place in places]
+        biases = [targets.bias_of(place.target) for place in places]
+        return None if None in biases else [bias for bias in biases if bias is not None]
+
+
+def _fits(adapter: LayerAdapter, shape: tuple[int, ...]) -> bool:
+    try:
+        adapter.fits(shape)
+    except ShapeMismatchError:
+        return False
+    return True
+
+
+def _stacked_shape(shapes: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """The shape of pieces laid one below the other, in the order of their rows."""
+    known = [shape for shape in shapes if shape]
+    if len(known) < len(shapes) or len({shape[1:] for shape in known}) != 1:
+        return known[0] if len(shapes) == 1 and known else None
+    return (sum(shape[0] for shape in known), *known[0][1:])
 
 
 def _projection(name: str) -> str:
@@ -104,7 +157,8 @@ def combine_stack(
     if stack and not any(e.strength_model or e.strength_clip for e in stack):
         # Nothing is asked for and nothing comes out. No error, so that strengths can be turned down.
         return (StackEntry(stack[0].adapters, 0.0, 0.0),), "every strength is 0: the result changes nothing"
-    known = HostModel(model, clip) if model is not None or clip is not None else None
+    sets = [entry.adapters for entry in stack]
+    known = HostModel(model, clip, sets) if model is not None or clip is not None else None
     sources = [Source(e.adapters, e.strength_model, e.strength_clip) for e in stack]
     plan = plan_combine(sources, options, known, None if known is None else known.same_layer)
     device = comfy.model_management.get_torch_device()
@@ -133,7 +187,7 @@ def save_stack(
             "make one of them"
         )
     (entry,) = stack
-    known = HostModel(model, clip) if model is not None or clip is not None else None
+    known = HostModel(model, clip, [entry.adapters]) if model is not None or clip is not None else None
     converted = convert(
         entry.adapters,
         dtype=None if dtype == AS_STORED else STORED_DTYPES[dtype],

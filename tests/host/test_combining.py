@@ -241,8 +241,7 @@ def test_the_model_tells_how_other_dialects_spell_a_layer(
     assert any(name.startswith(text) for name in names)
     loader = sys.modules[type(stack[0]).__module__].StackEntry
     converted = (loader(lycoris_algos_of(stack).load(path)),)
-    if dialect != "diffusers-PEFT":
-        assert "2 of 2 layers applied" in apply(model, converted, clip=clip)[2]
+    assert "2 of 2 layers applied" in apply(model, converted, clip=clip)[2]
     if dialect != "kohya":
         with pytest.raises(Exception, match="Give the model"):
             save(stack, dialect=dialect)
