@@ -25,9 +25,9 @@ Printed by `python -m lab.compatibility` (in tests/support); not written by hand
 ## Files and models
 
 Each row is a file as the trainer writes it, with one adapter for every linear layer and convolution that it
-trains, held against ComfyUI's own model class. *reached* counts the layers that came to the parameter, or the rows
-of a parameter, that they were trained on. The models are real: small ones for SD 1.5, SD 3, Wan and HunyuanVideo,
-full width without values for the others.
+trains, held against ComfyUI's own model class. *reached* counts the layers that came to the parameter, or the
+rows of a parameter, that they were trained on. The models are real: small ones for SD 1.5, SD 3, Wan and
+HunyuanVideo, full width without values for the others.
 """
 
 DIALECTS_HEAD = """
@@ -41,29 +41,30 @@ TAIL = """
 
 `lora_up`/`lora_down`, `lora_B`/`lora_A` (with or without `.weight`, with PEFT's `.default`), `.lora.up`,
 `_lora.up` on attention processors, `.lora_linear_layer.up`, HCP's `.___.layer.W_up`; DoRA's `dora_scale`,
-`lora_magnitude_vector` and `magnitude`; everything of LyCORIS' as LyCORIS spells it, also behind HCP's `.___.`.
-Alpha is the tensor `alpha`, or PEFT's configuration in the metadata or beside the file, or else the rank.
+`lora_magnitude_vector` and `magnitude`; everything of LyCORIS' as LyCORIS spells it, also behind HCP's
+`.___.`. Alpha is the tensor `alpha`, or PEFT's configuration in the metadata or beside the file, or else the
+rank.
 
 ## Fused and split layers
 
-- A file's `to_q`, `to_k`, `to_v` (and `proj_mlp`) go to their rows of the weight that a model keeps for all of
-  them. Every algorithm is exact there.
-- A file's one layer for several (`qkv`, `to_qkv`, `in_proj`, `kv`, ...) goes to the weights that a model keeps for
-  each, without forming the change first. BOFT, DoRA on the input axis and an OFT whose blocks cross from one piece
-  into the next need rows that a patch never sees; they are refused by name. A T-LoRA is worked out from all pieces
-  when it is applied.
+- A file's `to_q`, `to_k`, `to_v` (and `proj_mlp`) go to their rows of the weight that a model keeps for all
+  of them. Every algorithm is exact there.
+- A file's one layer for several (`qkv`, `to_qkv`, `in_proj`, `kv` …) goes to the weights that a model keeps
+  for each, without forming the change first. BOFT, DoRA on the input axis and an OFT whose blocks cross from
+  one piece into the next need rows that a patch never sees; they are refused by name. A T-LoRA is worked out
+  from all pieces when it is applied.
 - Biases are cut the same way.
 
 ## Text encoders
 
 Which encoder `lora_te1_`, `lora_te2_` or `text_encoder_2.` means depends on who counted: kohya calls Flux' T5
-`lora_te3_`, LyCORIS and OneTrainer call it `lora_te2_`. The path of a layer and its shape decide; the number only
-breaks ties. Norms, embeddings, projections and biases are reached like everything else.
+`lora_te3_`, LyCORIS and OneTrainer call it `lora_te2_`. The path of a layer and its shape decide; the number
+only breaks ties. Norms, embeddings, projections and biases are reached like everything else.
 
 ## What is not mapped
 
-- HunyuanDiT under diffusers' names: two of its norms have each other's names there, so a name says too little.
-  Its own names work.
+- HunyuanDiT under diffusers' names: two of its norms have each other's names there, so a name says too
+  little. Its own names work.
 - `base` tables of HCP-Diffusion (whole weights) and its moving averages (`lora_ema`).
 - PEFT's `lora_embedding_A`/`lora_embedding_B`.
 """

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
 
-from lycoris_algos import from_tensors
+import torch
+from safetensors.torch import save_file
+
+from lycoris_algos import from_tensors, load
 from lycoris_algos.network.layouts import plain
 
 
@@ -46,3 +49,39 @@ def test_other_files_stay_as_they_are() -> None:
         assert plain(tensors) is tensors
     tensors = {key: value for key, value in control().items() if not key.endswith("scale")}
     assert plain(tensors) is tensors
+
+
+# ---- HCP-Diffusion: tables of tables, and an alpha that is a scale ------------------------------------
+
+PATH = "mid_block.attentions.0.proj_in"
+
+
+def hcp(separator: str) -> dict[str, torch.Tensor]:
+    return {
+        f"lora{separator}{PATH}.___.layer.W_down": torch.ones(4, 3),
+        f"lora{separator}{PATH}.___.layer.W_up": torch.ones(6, 4),
+        f"lora{separator}{PATH}.___.alpha": torch.tensor(0.25),
+    }
+
+
+def test_hcp_multiplies_by_what_it_stores_as_alpha(tmp_path: Path) -> None:
+    own = {key.removeprefix("lora."): value for key, value in hcp(".").items()}
+    torch.save({"lora": own}, tmp_path / "unet-1.ckpt")
+    save_file(hcp(":"), tmp_path / "unet-1.safetensors")
+    for file, separator in (("unet-1.ckpt", "."), ("unet-1.safetensors", ":")):
+        adapters = load(tmp_path / file)
+        assert list(adapters) == [f"lora{separator}{PATH}"]
+        assert adapters.dialect == "hcp"
+        assert adapters.unmatched == ()
+        # 4 ranks of ones, times 0.25: not times 0.25 / 4.
+        assert torch.equal(adapters[f"lora{separator}{PATH}"].delta((6, 3)), torch.ones(6, 3))
+
+
+def test_lycoris_in_hcp_is_what_it_is_elsewhere() -> None:
+    stored = {
+        f"plugin.{PATH}.___.lora_down.weight": torch.ones(4, 3),
+        f"plugin.{PATH}.___.lora_up.weight": torch.ones(6, 4),
+        f"plugin.{PATH}.___.alpha": torch.tensor(2.0),
+    }
+    adapters = from_tensors(stored)
+    assert torch.equal(adapters[f"plugin.{PATH}"].delta((6, 3)), torch.full((6, 3), 2.0))
