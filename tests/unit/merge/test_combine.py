@@ -424,6 +424,31 @@ def test_layers_of_two_dialects_find_each_other() -> None:
     assert len(run_combine(plan).adapters) == 1
 
 
+def test_an_enlarged_weight_stays_enlarged() -> None:
+    sets = []
+    for seed in (1, 2):
+        tensors = linear(4, seed, layers=1)[LAYER].to_tensors()
+        sets.append(adapters({**tensors, "reshape_weight": torch.tensor([64, 48])}, f"{seed}"))
+    base = WeightsInMemory({LAYER: torch.randn(64, 32)}, {})
+    for method in (Method.SUM, Method.TIES):
+        layer = combine([Source(own) for own in sets], base, method=method).adapters[LAYER]
+        assert layer.reshape is not None
+        assert layer.delta(base.weights[LAYER]).shape == (64, 48)
+    wanted = sets[0][LAYER].delta(base.weights[LAYER]) + sets[1][LAYER].delta(base.weights[LAYER])
+    summed = combine([Source(own) for own in sets], base).adapters[LAYER]
+    assert torch.allclose(summed.delta(base.weights[LAYER]), wanted, atol=1e-5)
+
+
+def test_embeddings_of_all_files_come_along() -> None:
+    tensors = linear(4, 1, layers=1)[LAYER].to_tensors()
+    stored = {f"{LAYER}.{suffix}": value for suffix, value in tensors.items()}
+    one, two = (
+        lycoris_algos.from_tensors({**stored, f"bundle_emb.{word}.clip_l": torch.randn(2, 768)}, name=word)
+        for word in ("first", "second")
+    )
+    assert set(combine([Source(one), Source(two)]).adapters.embeddings) == {"first", "second"}
+
+
 def test_adapters_of_different_models_are_refused() -> None:
     with pytest.raises(lycoris_algos.ShapeMismatchError, match="different models"):
         combine([Source(linear(4, 1)), Source(linear(4, 2, shape=(32, 48)))])
