@@ -52,3 +52,7 @@ class NoMatchError(LycorisError):
 
 class NoRankError(LycorisError):
     """A rank was asked of an algorithm that cannot be cut to one."""
+
+
+class CancelledError(LycorisError):
+    """The user stopped long work; nothing of it is left behind."""

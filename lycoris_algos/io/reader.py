@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FileFormatError, LycorisError
+from ._copy import copy_bytes
 from ._paths import naming_file, open_regular, size_of
 from ._text import human_size, quoted
 from .header import Header, TensorInfo, parse_header
@@ -98,6 +99,19 @@ class SafetensorsReader(Mapping[str, Tensor]):
             raise ValueError(f"out must be a contiguous CPU tensor of {info.dtype} and shape {info.shape}")
         with naming_file(self.path):
             self._fill(info, out)
+
+    def copy_to(self, first: str, last: str, target: FileIO) -> None:
+        """Appends the bytes of the tensors ``first`` to ``last``, in the order of the file, to ``target``.
+
+        Raises FileFormatError if the file has become shorter, OSError if ``target`` refuses.
+        """
+        start, end = self.header.tensors[first].start, self.header.tensors[last].end
+        with self._lock:
+            handle = self._handle
+            done = copy_bytes(handle, start, end - start, target, lambda *at: _read_at(handle, *at))
+        if done < end - start:
+            with naming_file(self.path):
+                raise FileFormatError("the file became shorter while it was read: try again")
 
     def close(self) -> None:
         """Closes the file. Tensors that were read stay as they are. May be called twice."""
