@@ -30,6 +30,9 @@ from lab.prime import prime_comfy
 
 SHAPES = ((1280, 1280), (10240, 1280), (3072, 3072), (12288, 3072), (1280, 1280, 3, 3))
 FACTOR = 8
+LINEAR_IN_STRENGTH = ("LoRA", "LoHa", "LoKr", "LoKr, w2 whole", "GLoRA")
+# At strength 1 core agrees on these; it has no (IA)³, and another rule for DoRA on the output axis.
+AT_ONE = ("Diag-OFT", "BOFT", "DoRA on inputs")
 
 
 @dataclass(frozen=True)
@@ -50,32 +53,58 @@ class Row:
 def factors(algo: str, shape: tuple[int, ...], generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Random tensors of one layer, stored as fp16 as most files are."""
     o, i = shape[0], math.prod(shape[1:])
+    ones = (1,) * (len(shape) - 2)
 
     def normal(*size: int) -> torch.Tensor:
         return (torch.randn(size, generator=generator) * 0.02).half()
 
     alpha = {"alpha": torch.tensor(8.0)}
-    if algo == "LoRA":
-        down = normal(16, *shape[1:])
-        return {"lora_up.weight": normal(o, 16, *(1 for _ in shape[2:])), "lora_down.weight": down, **alpha}
+    if algo in ("LoRA", "DoRA on inputs"):
+        lora = {"lora_up.weight": normal(o, 16, *ones), "lora_down.weight": normal(16, *shape[1:]), **alpha}
+        return lora if algo == "LoRA" else {**lora, "dora_scale": normal(1, shape[1], *ones).abs() + 1}
     if algo == "LoHa":
         halves = {"hada_w1_a": normal(o, 8), "hada_w1_b": normal(8, i)}
         return {**halves, "hada_w2_a": normal(o, 8), "hada_w2_b": normal(8, i), **alpha}
+    if algo == "GLoRA":
+        passed = {"a1.weight": normal(shape[1], 16, *ones), "a2.weight": normal(16, shape[1], *ones)}
+        return {**passed, "b1.weight": normal(o, 16, *ones), "b2.weight": normal(16, *shape[1:]), **alpha}
+    if algo == "Diag-OFT":
+        return {"oft_blocks": normal(o // 32, 32, 32), "alpha": torch.tensor(0.0)}
+    if algo == "BOFT":
+        blocks = 16 if o == 1280 else 128
+        return {"oft_blocks": normal(blocks.bit_length(), blocks, o // blocks, o // blocks), **NO_CONSTRAINT}
     w1 = {"lokr_w1": normal(FACTOR, FACTOR)}
     if algo == "LoKr":
         return {**w1, "lokr_w2_a": normal(o // FACTOR, 16), "lokr_w2_b": normal(16, i // FACTOR), **alpha}
     return {**w1, "lokr_w2": normal(o // FACTOR, shape[1] // FACTOR, *shape[2:]), **alpha}
 
 
-def products(algo: str, tensors: dict[str, torch.Tensor]) -> Callable[[], object]:
+NO_CONSTRAINT = {"alpha": torch.tensor(0.0)}
+
+
+def products(algo: str, tensors: dict[str, torch.Tensor], weight: torch.Tensor) -> Callable[[], object]:
     """The matrix products that no implementation can avoid, in fp32."""
-    wide = {name: value.float().flatten(1) for name, value in tensors.items() if name != "alpha"}
-    if algo == "LoRA":
+    wide = {name: value.float().flatten(1) for name, value in tensors.items() if value.dim() > 1}
+    matrix = weight.flatten(1)
+    if algo in ("LoRA", "DoRA on inputs"):
         return lambda: wide["lora_up.weight"] @ wide["lora_down.weight"]
     if algo == "LoHa":
         return lambda: (wide["hada_w1_a"] @ wide["hada_w1_b"], wide["hada_w2_a"] @ wide["hada_w2_b"])
     if algo == "LoKr":
         return lambda: wide["lokr_w2_a"] @ wide["lokr_w2_b"]
+    if algo == "GLoRA":
+        channels = matrix.view(weight.shape[0], weight.shape[1], -1).transpose(1, 2)
+        return lambda: (
+            channels @ wide["a1.weight"] @ wide["a2.weight"],
+            wide["b1.weight"] @ wide["b2.weight"],
+        )
+    if algo == "Diag-OFT":
+        blocks = tensors["oft_blocks"].float()
+        return lambda: torch.bmm(blocks, matrix.view(*blocks.shape[:2], -1))
+    if algo == "BOFT":
+        stages = tensors["oft_blocks"].float()
+        rows = matrix.view(*stages.shape[1:3], -1)
+        return lambda: [torch.bmm(stage, rows) for stage in stages]
     return lambda: None
 
 
@@ -114,10 +143,11 @@ def measure(algo: str, shape: tuple[int, ...], dtype: torch.dtype, pack: object,
     stored = (torch.randn(shape, generator=generator) * 0.05).to(dtype)
 
     core = comfy.lora.load_lora({f"x.{k}": v for k, v in tensors.items()}, {"x": "x.weight"})["x.weight"]
-    ours = bridge.of([(library.LayerAdapter.from_tensors(tensors), 1.0)], {"x"})
+    ours = bridge.of([(library.LayerAdapter.from_tensors(tensors).prepare(stored.float), 1.0)], {"x"})
+    strength = 1.0 if algo in AT_ONE else 1e-3
 
     def patched(patch: object, weight: torch.Tensor) -> torch.Tensor:
-        return comfy.lora.calculate_weight([(1e-3, patch, 1.0, None, None)], weight, "x.weight")
+        return comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], weight, "x.weight")
 
     def whole(patch: object, parameter: torch.Tensor) -> None:
         wide = parameter.to(torch.float32, copy=True)
@@ -128,7 +158,7 @@ def measure(algo: str, shape: tuple[int, ...], dtype: torch.dtype, pack: object,
 
     one, two, three = (stored.float() for _ in range(3))
     p_core, p_ours = stored.clone(), stored.clone()
-    product = products(algo, tensors)
+    product = products(algo, tensors, three)
     took = side_by_side(
         {
             "core alone": lambda: patched(core, one),
@@ -172,11 +202,17 @@ def table(rows: list[Row]) -> str:
     whole = statistics.geometric_mean(r.core_whole / r.ours_whole for r in rows)
     slowest = min(min(r.core_alone / r.ours_alone, r.core_whole / r.ours_whole) for r in rows)
     floor = max(r.ours_alone / r.floor for r in rows)
+    first = [r for r in rows if r.algo.startswith("Lo")]
+    if first:
+        alone_first = statistics.geometric_mean(r.core_alone / r.ours_alone for r in first)
+        whole_first = statistics.geometric_mean(r.core_whole / r.ours_whole for r in first)
     lines += [
         "",
         f"Geometric mean: alone {alone:.1f}×, whole {whole:.1f}×. Least favourable ratio {slowest:.2f}×. "
         f"Worst distance to the floor {floor:.2f}×.",
     ]
+    if first:
+        lines.append(f"LoRA, LoHa and LoKr only: alone {alone_first:.1f}×, whole {whole_first:.1f}×.")
     return "\n".join(lines)
 
 
@@ -185,6 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time per row")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--algo", action="append", help="only these (repeatable)")
     options = parser.parse_args()
     prime_comfy()
     torch.set_num_threads(options.threads)
@@ -192,7 +229,7 @@ def main() -> None:
     rows: list[Row] = []
     with torch.inference_mode():
         for dtype in (torch.float16, torch.float32):
-            for algo in ("LoRA", "LoHa", "LoKr", "LoKr, w2 whole"):
+            for algo in options.algo or (*LINEAR_IN_STRENGTH, *AT_ONE):
                 for shape in SHAPES:
                     rows.append(measure(algo, shape, dtype, pack, options.seconds))
                     print(table(rows[-1:]).splitlines()[2], file=sys.stderr, flush=True)

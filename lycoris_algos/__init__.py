@@ -19,6 +19,7 @@ from .errors import (
     NoRankError,
     NotAnAdapterError,
     ShapeMismatchError,
+    SiblingRowsError,
     UnknownAdapterError,
 )
 from .inspection import describe
@@ -37,6 +38,7 @@ __all__ = [
     "NoRankError",
     "NotAnAdapterError",
     "ShapeMismatchError",
+    "SiblingRowsError",
     "UnknownAdapterError",
     "Unmatched",
     "apply_",

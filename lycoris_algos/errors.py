@@ -42,6 +42,10 @@ class ShapeMismatchError(LycorisError):
     """Factors that do not fit each other, or an adapter that does not fit its weight."""
 
 
+class SiblingRowsError(LycorisError):
+    """A piece of a layer that cannot be changed without the layer's other rows."""
+
+
 class BadValueError(LycorisError):
     """A tensor holds NaN or infinity, or a number that the maths cannot use."""
 

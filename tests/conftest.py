@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 import os
 import random
-import sys
 import warnings
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,8 +14,6 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # Shared machines, and tensors so small that a second thread costs more than it does.
 torch.set_num_threads(1)
@@ -42,32 +38,17 @@ def _seeds() -> None:
 
 @pytest.fixture(scope="session")
 def pack() -> ModuleType:
-    """This node pack, loaded into the real ComfyUI by path, as ``load_custom_node`` of its nodes.py does."""
+    """This node pack in the real ComfyUI, loaded by path as ComfyUI's ``load_custom_node`` does it."""
+    from lab.pack import load_pack
     from lab.prime import prime_comfy
 
-    folder = str(ROOT)
-    name = folder.replace(".", "_x_")
-    if name in sys.modules:
-        return sys.modules[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ComfyUI's own imports warn
         prime_comfy()
-        import comfy.sd  # noqa: F401
-
-        import nodes  # noqa: F401 - ComfyUI's, which is there before any pack is
-
-        location = os.path.join(folder, "__init__.py")  # noqa: PTH118 - as ComfyUI does
-        spec = importlib.util.spec_from_file_location(name, location)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return module
+        # Both are there before ComfyUI loads any pack; its ``nodes`` is not ours.
+        for name in ("comfy.sd", "nodes"):
+            importlib.import_module(name)
+        return load_pack()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
-from ..ops.dtypes import to_compute
+from ..ops.dtypes import compute_dtype, to_compute
 from ..ops.rows import row_blocks, rows_per_block
 from ._base import Part
 
@@ -43,7 +43,7 @@ class DenseDelta(Part, register=False):
         return replace(self, change=moved.reshape(self.matrix_shape))
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
-        dtype = torch.promote_types(self.change.dtype, torch.float32)
+        dtype = compute_dtype(self.change.dtype)
         return to_compute(self.change, self.change.device, dtype)
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:

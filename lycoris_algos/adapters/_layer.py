@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import AmbiguousAdapterError, BadValueError, UnknownAdapterError
+from ..errors import AmbiguousAdapterError, BadValueError, SiblingRowsError, UnknownAdapterError
 from ..ops.dtypes import compute_dtype
 from . import _registry
 from ._base import Component, Core, Part
@@ -23,6 +23,7 @@ from ._modifiers import Magnitude
 from ._ready import ReadyLayer, update_
 from ._stored import Stored
 from .reshape import Reshape
+from .window import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,8 @@ class LayerAdapter:
     bias_parts: tuple[Part, ...] = ()
     magnitude: Magnitude | None = None
     reshape: Reshape | None = None
+    #: The rows that are meant, where a model stores the layer in pieces; nothing that a file says.
+    window: Window | None = None
 
     # ---- files ----------------------------------------------------------------------------------
 
@@ -77,10 +80,11 @@ class LayerAdapter:
             bias_parts=bias_parts,
             magnitude=_only([item for item in found if isinstance(item, Magnitude)]),
             reshape=_only([item for item in found if isinstance(item, Reshape)]),
+            window=_only([item for item in found if isinstance(item, Window)]),
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """{suffix: tensor}, the inverse of ``from_tensors``."""
+        """{suffix: tensor} of the whole layer, the inverse of ``from_tensors``."""
         stored: dict[str, Tensor] = {}
         for item in self.components():
             stored.update(item.to_tensors())
@@ -103,7 +107,7 @@ class LayerAdapter:
     @property
     def bias(self) -> LayerAdapter | None:
         """The adapter of the layer's bias, for a bias to be treated like any other parameter."""
-        return LayerAdapter(parts=self.bias_parts) if self.bias_parts else None
+        return LayerAdapter(parts=self.bias_parts, window=self.window) if self.bias_parts else None
 
     @property
     def needs_bias(self) -> bool:
@@ -131,7 +135,7 @@ class LayerAdapter:
 
     def to_values(self) -> tuple[Any, ...]:
         """What changes the weight, as a flat tuple of tensors, numbers, strings and None."""
-        items = tuple(self._weight_items())
+        items = (*self._weight_items(), *((self.window,) if self.window is not None else ()))
         flat: list[Any] = [len(items)]
         for item in items:
             flat += (item.algo, *item.to_values())
@@ -142,6 +146,33 @@ class LayerAdapter:
         """The inverse of ``to_values``; consumes exactly its own items."""
         count = next(values)
         return cls._of([_registry.component(next(values)).from_values(values) for _ in range(count)])
+
+    # ---- pieces ---------------------------------------------------------------------------------
+
+    def rows(self, start: int, count: int, total: int) -> LayerAdapter:
+        """The adapter of ``count`` rows from ``start`` on, of a layer that has ``total`` outputs.
+
+        Its ΔW of those rows of a weight is those rows of the ΔW of the weight. Raises SiblingRowsError where
+        that takes rows that are not there, ShapeMismatchError if there are no such rows.
+        """
+        window = Window(start, count, total)
+        window.check()
+        for component in (*self.weight_components, *self.bias_parts):
+            unit = component.row_unit
+            if unit == 0:
+                raise SiblingRowsError(f"{component.title} mixes all rows of a layer, {_IN_PIECES}")
+            if start % unit or (start + count) % unit:
+                raise SiblingRowsError(
+                    f"{component.title} mixes rows of a layer in blocks of {unit}, {_IN_PIECES} "
+                    "that cut through them"
+                )
+        if self.magnitude is not None and self.magnitude.over_rows:
+            raise SiblingRowsError(
+                f"DoRA on the input axis takes norms over all rows of a layer, {_IN_PIECES}"
+            )
+        if self.reshape is not None:
+            raise SiblingRowsError(f"it enlarges a layer {_IN_PIECES}")
+        return replace(self, window=window)
 
     # ---- maths ----------------------------------------------------------------------------------
 
@@ -156,7 +187,7 @@ class LayerAdapter:
 
     def fits(self, shape: Sequence[int]) -> None:
         """Raises ShapeMismatchError unless a weight of ``shape`` can take everything this layer stores."""
-        after = self.new_shape(tuple(shape))
+        after = self.new_shape(tuple(shape)) if self.window is None else self.window.whole(shape)
         for component in self.weight_components:
             component.fits(after)
         if self.magnitude is not None:
@@ -168,9 +199,11 @@ class LayerAdapter:
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> ReadyLayer:
         """The form that changes weights of ``shape`` on ``device``, computing in ``dtype``."""
+        whole = shape if self.window is None else self.window.whole(shape)
         return ReadyLayer(
-            tuple(component.ready(shape, device, dtype) for component in self.weight_components),
+            tuple(component.ready(whole, device, dtype) for component in self.weight_components),
             None if self.magnitude is None else self.magnitude.ready(device, dtype),
+            0 if self.window is None else self.window.start,
         )
 
     def delta(self, weight: Tensor | Sequence[int]) -> Tensor:
@@ -179,6 +212,10 @@ class LayerAdapter:
         Pure and differentiable. A shape may be given instead of a weight where nothing depends on W.
         Raises ShapeMismatchError.
         """
+        if self.window is not None:
+            whole = self.window.whole(tuple(weight) if not isinstance(weight, Tensor) else weight.shape)
+            given = self.window.widened(weight) if isinstance(weight, Tensor) else whole
+            return self.window.narrowed(replace(self, window=None).delta(given))
         if isinstance(weight, Tensor):
             weight = enlarged(weight, self.new_shape(tuple(weight.shape)))
         elif self.magnitude is not None:
@@ -245,10 +282,11 @@ def apply_(
         ]
         update_(weight, steps, dtype)
         return weight
-    wide = weight.to(dtype)
-    for layer, multiplier in active:
+    for layer, _ in active:
         if layer.needs_weight and inverse is None:
             raise TypeError(f"{' + '.join(layer.titles)} needs the weight in the order it was trained in")
+    wide = weight.to(dtype)
+    for layer, multiplier in active:
         trained = inverse(wide) if inverse is not None else wide
         wide += transform(layer.delta(trained) * multiplier)
     return weight if wide is weight else weight.copy_(wide)
@@ -263,6 +301,7 @@ def enlarged(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
     return larger
 
 
+_IN_PIECES = "which this model stores in pieces"
 _S = TypeVar("_S", bound=Stored)
 
 

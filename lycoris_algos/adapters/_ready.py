@@ -30,6 +30,8 @@ class ReadyLayer:
 
     components: tuple[Component, ...]
     magnitude: ReadyMagnitude | None = None
+    #: Which row of the layer the first row of the weight is, where a model stores a layer in pieces.
+    first_row: int = 0
 
     @property
     def row_unit(self) -> int:
@@ -41,6 +43,7 @@ class ReadyLayer:
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float) -> None:
         """rows += multiplier·ΔW(rows), in place; ``rows`` are those from ``start`` on of the weight."""
+        start += self.first_row
         if self.magnitude is None:
             self._add(rows, start, multiplier, rows)
         elif self.magnitude.over_rows:

@@ -6,7 +6,7 @@ one that forgot its class data, is an error at import, not a surprise at run tim
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -35,29 +35,29 @@ def _check(cls: type[Stored], *more: str) -> None:
         raise TypeError(f"{cls.__qualname__}: '{cls.algo}' is taken by {other}")
 
 
-def _check_keys(cls: type[Stored], *more: str) -> None:
+def _check_keys(cls: type[Stored], others: Iterable[type[Stored]], *more: str) -> None:
     _check(cls, *more)
-    for other in (*_PARTS.values(), *_MODIFIERS.values()):
+    for other in others:
         shared = cls.keys.names & other.keys.names
         if shared:
             raise TypeError(f"{cls.__qualname__} and {other.__qualname__} share {sorted(shared)}")
 
 
 def register_core(cls: type[Core]) -> None:
-    """Adds a core; TypeError if its class data is incomplete or its name taken."""
-    _check(cls)
+    """Adds a core; TypeError if its class data is incomplete, its name taken, or a key a part's."""
+    _check_keys(cls, (*_PARTS.values(), *_MODIFIERS.values()))
     _STORED[cls.algo] = _CORES[cls.algo] = cls
 
 
 def register_part(cls: type[Part]) -> None:
-    """Adds a part; TypeError as above, also when a part or modifier claims one of its keys already."""
-    _check_keys(cls, "target")
+    """Adds a part; TypeError as above, also when anything else claims one of its keys already."""
+    _check_keys(cls, _STORED.values(), "target")
     _STORED[cls.algo] = _PARTS[cls.algo] = cls
 
 
 def register_modifier(cls: type[Stored]) -> None:
     """Adds something that changes what a layer's components do; TypeError as for a part."""
-    _check_keys(cls)
+    _check_keys(cls, _STORED.values())
     _STORED[cls.algo] = _MODIFIERS[cls.algo] = cls
 
 

@@ -60,6 +60,7 @@ class LoHa(Core):
                 ranks[f"hada_t{n}"] = t.shape[0]
                 ranks[f"hada_t{n} (second axis)"] = t.shape[1]
             require_equal("rank", ranks)
+        require_equal("rank", {"hada_w1_b": self.w1_b.shape[0], "hada_w2_b": self.w2_b.shape[0]})
         (o1, i1), (o2, i2) = self._half_shape(1), self._half_shape(2)
         require_equal("output size", {"hada_w1_a": o1, "hada_w2_a": o2})
         require_equal("input size", {"hada_w1_b": i1, "hada_w2_b": i2})
@@ -88,13 +89,15 @@ class LoHa(Core):
         return w1 * (self.w2_a @ self.w2_b)
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        # Both products are as large as the weight, so they are made a block at a time in two buffers.
+        # Both products are as large as the weight, so they are made a block at a time, and as one batch,
+        # which keeps all cores busy even where a block is small.
         count, columns = rows.shape
         step = min(count, rows_per_block(columns, rows.dtype, rows.device))
-        first, second = rows.new_empty((2, step, columns))
+        own = slice(start, start + count)
+        left, right = torch.stack((self.w1_a[own], self.w2_a[own])), torch.stack((self.w1_b, self.w2_b))
+        buffer = rows.new_empty((2, step, columns))
         value = multiplier * scale(self.alpha, self.rank, self.fixed_scale)
         for begin, end in row_blocks(count, step):
-            own = slice(start + begin, start + end)
-            w1 = torch.mm(self.w1_a[own], self.w1_b, out=first[: end - begin])
-            w2 = torch.mm(self.w2_a[own], self.w2_b, out=second[: end - begin])
-            rows[begin:end].addcmul_(w1, w2, value=value)
+            halves = buffer if end - begin == step else rows.new_empty((2, end - begin, columns))
+            torch.bmm(left[:, begin:end], right, out=halves)
+            rows[begin:end].addcmul_(halves[0], halves[1], value=value)

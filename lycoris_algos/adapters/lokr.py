@@ -76,7 +76,8 @@ class LoKr(Core):
 
     def facts(self) -> dict[str, float]:
         rows, columns = self._first_shape()
-        return {**super().facts(), "w1 rows": rows, "w1 columns": columns}
+        factor = {"factor": rows} if rows == columns else {"factor out": rows, "factor in": columns}
+        return {**super().facts(), **factor}
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

@@ -1,4 +1,8 @@
-"""ComfyUI's generic names: the model's own dotted paths after ``diffusion_model.`` or ``text_encoders.``."""
+"""ComfyUI's generic names: the model's own dotted paths after ``diffusion_model.`` or ``text_encoders.``.
+
+ai-toolkit writes most of its files so, with PEFT's ``lora_A`` and ``lora_B`` and no alpha, which is then the
+rank; OneTrainer has a style for ComfyUI, with the same tensors and alpha.
+"""
 
 from __future__ import annotations
 
@@ -8,5 +12,5 @@ DIALECT = Dialect(
     name="comfy",
     title="ComfyUI",
     model_prefixes=("diffusion_model.",),
-    text_prefixes=("text_encoders.",),
+    text_prefixes={"text_encoders.": ""},
 )

@@ -8,4 +8,9 @@ from __future__ import annotations
 
 from ._base import Dialect
 
-DIALECT = Dialect(name="lycoris", title="LyCORIS wrapper", model_prefixes=("lycoris_",))
+DIALECT = Dialect(
+    name="lycoris",
+    title="LyCORIS wrapper",
+    model_prefixes=("lycoris_",),
+    any_component=True,
+)

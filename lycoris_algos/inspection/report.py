@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ..adapters import LayerAdapter
 from ..formats import DIALECTS, is_text_layer
-from ..io import base_model, facts, trigger_words
-from ..io._text import single_line
+from ..io import base_model, facts, single_line, trigger_words
 from ..network import AdapterSet, Unmatched
 from ..network.bundles import encoder_of, is_output
 
 _NUMBER = re.compile(r"\d+")
+# What the tensors say more reliably than the metadata.
+_KNOWN_BETTER = frozenset({"Algorithm", "Rank", "Alpha"})
 
 
 def describe(adapter_set: AdapterSet) -> str:
@@ -40,7 +41,9 @@ def describe(adapter_set: AdapterSet) -> str:
     if words:
         lines.append(f"  trigger words: {', '.join(words)}")
     lines += [f"  {line}" for line in embedding_lines(adapter_set)]
-    lines += [f"  {name}: {value}" for name, value in facts(adapter_set.metadata)]
+    lines += [
+        f"  {name}: {value}" for name, value in facts(adapter_set.metadata) if name not in _KNOWN_BETTER
+    ]
     lines += [f"  note: {note}" for note in adapter_set.notes]
     if adapter_set.unmatched:
         lines += ["Not used:", *unmatched_lines(adapter_set.unmatched)]

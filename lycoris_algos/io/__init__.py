@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._text import single_line
 from .files import read_tensors
 from .header import Header, TensorInfo, parse_header, read_header
 from .metadata import base_model, facts, network_args, title, trigger_words
@@ -23,6 +24,7 @@ __all__ = [
     "read_tensors",
     "read_torch_file",
     "save_tensors",
+    "single_line",
     "title",
     "trigger_words",
 ]

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..adapters import Core, LayerAdapter
@@ -41,10 +41,12 @@ class _Facts:
 
     algo: str
     module: str
+    #: The rank that training was asked for, where it says so.
+    rank: float | None
     args: Mapping[str, str]
-    #: alpha as the user gave it, for linear layers and convolutions.
-    alphas: frozenset[float]
     peft: Mapping[str, object]
+    #: Whether the file stores alpha as the user gave it although rs_lora was on (LyCORIS before 3.1).
+    raw_alphas: bool
 
     def flag(self, name: str) -> bool:
         return self.args.get(name, "").strip().lower() in ("true", "1", "yes")
@@ -59,7 +61,7 @@ def corrected(
     """(layers, metadata, notes) with every layer as training used it. Says what it did in ``notes``."""
     counts: Counter[str] = Counter()
     changed: dict[str, LayerAdapter] = {}
-    facts = None if MARK in metadata else _facts(metadata)
+    facts = None if MARK in metadata else _facts(metadata, layers)
     for name, layer in layers.items():
         for core, note in _corrections(name, layer.core, facts) if facts is not None else ():
             layer = replace(layer, core=core)
@@ -126,10 +128,7 @@ def _rank_stabilised(name: str, core: Core, facts: _Facts) -> tuple[Core, str] |
         # Both factors whole: training forces alpha = r and scales by √r; r·√r is what the file says.
         note = "LoKr of whole matrices with rs_lora: scaled by √rank, which the file's alpha tells"
         return replace(core, fixed_scale=abs(core.alpha) ** (1 / 3)), note
-    if core.rank is None or core.rank < 2:
-        return None
-    raw = isinstance(core, GLoRA) or any(math.isclose(core.alpha, a, rel_tol=1e-2) for a in facts.alphas)
-    if not raw:
+    if core.rank is None or not (isinstance(core, GLoRA) or facts.raw_alphas):
         return None
     note = "rs_lora whose alpha was stored without √rank: multiplied by it"
     return replace(core, alpha=core.alpha * math.sqrt(core.rank)), note
@@ -140,7 +139,8 @@ def _split_qkv(name: str, core: Core, facts: _Facts) -> tuple[Core, str] | None:
     if not facts.flag("split_qkv") or not isinstance(core, LoRA) or core.alpha is None:
         return None
     parts = 3 if name.endswith(("_qkv", ".qkv")) else 4 if name.endswith("linear1") else 1
-    if parts == 1:
+    resized = facts.rank is not None and core.rank != parts * facts.rank
+    if parts == 1 or resized:
         return None
     note = f"kohya's split_qkv: alpha belongs to one of {parts} parts, so it counts {parts} times"
     return replace(core, alpha=core.alpha * parts), note
@@ -182,19 +182,37 @@ def _pattern_value(patterns: object, path: str, default: object) -> float | None
     return float(default) if isinstance(default, int | float) else None
 
 
-def _facts(metadata: Mapping[str, str]) -> _Facts:
+def _facts(metadata: Mapping[str, str], layers: Mapping[str, LayerAdapter]) -> _Facts:
     args = network_args(metadata)
     for key, value in _json(metadata.get("lycoris_config")).items():
         args.setdefault(key, str(value))
-    alphas = {metadata.get("ss_network_alpha"), *(args.get(k) for k in ("conv_alpha", "linear_alpha"))}
-    peft = _json(metadata.get("lora_adapter_metadata")) or _json(metadata.get("adapter_config"))
+    alphas = (metadata.get("ss_network_alpha"), args.get("conv_alpha"), args.get("linear_alpha"))
     return _Facts(
         algo=args.get("algo", "").lower(),
         module=metadata.get("ss_network_module", ""),
+        rank=_float(metadata.get("ss_network_dim")),
         args=args,
-        alphas=frozenset(number for number in map(_float, alphas) if number is not None),
-        peft=peft,
+        peft=_json(metadata.get("lora_adapter_metadata")) or _json(metadata.get("adapter_config")),
+        raw_alphas=_raw_alphas(layers, [value for value in map(_float, alphas) if value is not None]),
     )
+
+
+def _raw_alphas(layers: Mapping[str, LayerAdapter], asked: Collection[float]) -> bool:
+    """Whether layers store an alpha of ``asked`` itself, and none stores one times √rank.
+
+    Decided for the file as a whole: alpha·√rank of one layer may by chance be what was asked of another.
+    """
+    raw = folded = 0
+    for layer in layers.values():
+        core = layer.core
+        alpha = getattr(core, "alpha", None)
+        if core is None or core.rank is None or core.rank < 2 or alpha is None:
+            continue
+        is_raw = any(math.isclose(alpha, a, rel_tol=1e-2) for a in asked)
+        is_folded = any(math.isclose(alpha, a * math.sqrt(core.rank), rel_tol=1e-2) for a in asked)
+        raw += is_raw and not is_folded
+        folded += is_folded and not is_raw
+    return raw > 0 and folded == 0
 
 
 def _float(text: str | None) -> float | None:

@@ -47,9 +47,13 @@ _OTHER_FILES: tuple[tuple[str, str, str], ...] = (
     (
         "an embedding",
         "put it into the embeddings folder",
-        r"emb_params|string_to_param|bundle_emb|clip_[lg]$",
+        r"emb_params|string_to_param|bundle_emb|clip_.$",
     ),
 )
+
+
+# PEFT's own file name; what it stores means little without the adapter_config.json beside it.
+_PEFT_STEM = "adapter_model"
 
 
 def load(path: str | Path) -> AdapterSet:
@@ -61,7 +65,17 @@ def load(path: str | Path) -> AdapterSet:
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
+    if path.stem == _PEFT_STEM:
+        metadata = {**_peft_config(path.with_name("adapter_config.json")), **metadata}
     return from_tensors(tensors, metadata, name=path.name)
+
+
+def _peft_config(path: Path) -> dict[str, str]:
+    """PEFT's configuration as metadata (network/corrections.py reads it), if there is one of a sane size."""
+    try:
+        return {"adapter_config": path.read_text("utf-8")} if path.stat().st_size < 2**20 else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def from_tensors(

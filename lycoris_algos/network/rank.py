@@ -33,9 +33,11 @@ def with_rank(adapter_set: AdapterSet, rank: int) -> AdapterSet:
         except LycorisError as error:
             raise error.with_context(f"file '{adapter_set.name}', layer '{name}'") from error
         layers[name] = replace(layer, core=core)
-    note = f"cut to rank {rank}: " + (
-        "the first ranks of a DyLoRA" if nested else "the best by singular value"
-    )
+    cut = sum(layers[name].core is not layer.core for name, layer in adapter_set.items())
+    if not cut:
+        return adapter_set
+    which = "the first ranks of a DyLoRA" if nested else "the best ones by singular value"
+    note = f"{cut} of {len(layers)} layers cut to rank {rank}: {which}"
     return replace(adapter_set, layers=layers, notes=(*adapter_set.notes, note))
 
 

@@ -6,6 +6,7 @@ made; the inputs are never touched. A strength of 0 adds no patch, so that every
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -14,9 +15,10 @@ from typing import Any
 from ...lycoris_algos import AdapterSet, NoMatchError, Unmatched
 from ...lycoris_algos.formats import is_text_layer
 from ...lycoris_algos.inspection import algorithm_lines, unmatched_lines
+from ...lycoris_algos.io import base_model, single_line
 from .embeddings import FileWords, fit_words, with_words
 from .keymap import Targets, clip_targets, model_targets
-from .matching import Match, match, patches
+from .matching import Match, Placed, match, patches
 from .stack import Stack, StackEntry
 
 
@@ -47,8 +49,9 @@ class _FileMatch:
     words: FileWords | None
 
     @property
-    def placed(self) -> int:
-        return sum(len(found.placed) for found in (self.model, self.clip) if found is not None)
+    def placed(self) -> tuple[Placed, ...]:
+        """Every layer of the file that found its place."""
+        return tuple(item for found in (self.model, self.clip) if found is not None for item in found.placed)
 
     @property
     def unmatched(self) -> tuple[Unmatched, ...]:
@@ -78,12 +81,16 @@ def apply_stack(
         _refuse(item, of_model, of_clip, on_unmatched)
     model_matches = [(f.model, f.entry.strength_model) for f in found if f.model is not None]
     clip_matches = [(f.clip, f.entry.strength_clip) for f in found if f.clip is not None]
-    report = "\n".join(_file_report(item, of_clip is not None) for item in found)
+    report = [
+        _strengths(strength_model, strength_clip, clip),
+        *(_file_report(item, of_clip is not None) for item in found),
+        *_meeting_lines(model_matches, clip_matches),
+    ]
     patched_clip = _patched(clip, of_clip, clip_matches, strength_clip)
     return Applied(
         _patched(model, of_model, model_matches, strength_model),
         patched_clip if words is None else with_words(patched_clip, clip, words),
-        f"{_strengths(strength_model, strength_clip, clip)}\n{report}",
+        "\n".join(report),
     )
 
 
@@ -113,7 +120,7 @@ def _refuse(item: _FileMatch, model: Targets | None, clip: Targets | None, on_un
         return
     adapters = item.entry.adapters
     wired = " and ".join(targets.what for targets in (model, clip) if targets is not None)
-    if item.placed == 0:
+    if not item.placed:
         raise NoMatchError(
             f"none of the {len(adapters)} layers of '{adapters.name}' fits {wired}.\n"
             f"{_what_it_is(adapters)}\n" + "\n".join(unmatched_lines(item.unmatched)[:6]) + "\n"
@@ -134,7 +141,9 @@ def _what_it_is(adapters: AdapterSet) -> str:
 def _advice(adapters: AdapterSet, has_clip: bool) -> str:
     if not has_clip and all(map(is_text_layer, adapters)):
         return "The file changes only text encoders: connect a CLIP."
-    return "It was trained for another kind of model: use it with that, or remove it."
+    trained_for = base_model(adapters.metadata)
+    kind = f"for {trained_for}" if trained_for else "for another kind of model"
+    return f"It was trained {kind}: use it with that, or remove it."
 
 
 def _patched(
@@ -154,9 +163,31 @@ def _patched(
     return clone
 
 
+def _meeting_lines(*wired: Sequence[tuple[Match, float]]) -> list[str]:
+    """Names the layers that two adapters change whose change depends on the weight: there, order counts."""
+    meetings: list[Unmatched] = []
+    for matches in wired:
+        dependent = [
+            (item.weight, item.layer)
+            for found, multiplier in matches
+            for item in found.placed
+            if multiplier != 0.0 and item.adapter.needs_weight
+        ]
+        counts = Counter(target for target, _ in dependent)
+        named = {target: layer for target, layer in dependent if counts[target] > 1}
+        meetings += [Unmatched(layer, "two adapters that depend on the weight") for layer in named.values()]
+    if not meetings:
+        return []
+    return ["the order of the stack matters on these layers:", *unmatched_lines(meetings)]
+
+
 def _strengths(strength_model: float, strength_clip: float, clip: Any) -> str:
-    text = f"strength: model {strength_model:g}"
-    return text if clip is None else f"{text}, clip {strength_clip:g}"
+    text = f"strength: model {_strength(strength_model)}"
+    return text if clip is None else f"{text}, clip {_strength(strength_clip)}"
+
+
+def _strength(value: float) -> str:
+    return f"{value:g}" if value else "0 (no weight is changed)"
 
 
 def _file_report(item: _FileMatch, has_clip: bool) -> str:
@@ -165,8 +196,8 @@ def _file_report(item: _FileMatch, has_clip: bool) -> str:
     total = len(adapters) if has_clip else len(adapters) - text
     own = f" at {entry.strength_model:g} (clip {entry.strength_clip:g})"
     lines = [
-        f"{adapters.name}{own}: {item.placed} of {total} layers applied",
-        *(f"  {line}" for line in algorithm_lines(adapters.values())),
+        f"{adapters.name}{own}: {len(item.placed)} of {total} layers applied",
+        *(f"  {line}" for line in algorithm_lines(adapters[placed.layer] for placed in item.placed)),
         *(f"  {line}" for line in (item.words.lines if item.words is not None else ())),
     ]
     if item.unmatched:
@@ -174,6 +205,6 @@ def _file_report(item: _FileMatch, has_clip: bool) -> str:
     if text and not has_clip:
         lines.append(f"  {text} text encoder layers are left out: no CLIP is connected")
     if adapters.embeddings and not has_clip:
-        names = ", ".join(f"'{name}'" for name in adapters.embeddings)
-        lines.append(f"  embeddings are left out: {names}: no CLIP is connected")
+        names = single_line(", ".join(adapters.embeddings), 200)
+        lines.append(f"  embeddings are left out ({names}): no CLIP is connected")
     return "\n".join(lines)

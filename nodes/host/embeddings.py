@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ...lycoris_algos import AdapterSet, Unmatched
+from ...lycoris_algos.io import single_line
 from ...lycoris_algos.network.bundles import embedding_key, encoder_of, is_output
 
 # Encoders by other names than a file has for them, if the width is right: clip_h is SD 2's.
@@ -68,7 +69,8 @@ def fit_words(stack: Sequence[AdapterSet], clip: Any) -> Words:
             word = _word(name)
             found = _fit(name, word, adapters.embeddings[name], encoders, files[number])
             if found and owner.get(word) == number:
-                files[number].lines.append(f"embedding '{name}' is not used: another is embedding:{word} too")
+                taken = f"another one of this file is embedding:{word}"
+                files[number].lines.append(f"embedding '{single_line(name, 80)}' is not used: {taken}")
             elif found:
                 vectors[word], owner[word] = found, number
                 claims.append((number, word, found))

@@ -9,7 +9,6 @@ between the two nodes; a file of ``lycoris`` is called the same way, with ``lyco
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
@@ -29,15 +28,16 @@ def register_folder() -> None:
 
 def adapter_names() -> list[str]:
     """Every adapter file of both folders, as the nodes list them."""
-    loras = folder_paths.get_filename_list("loras")
-    taken = set(loras)
-    own = [_PREFIX + _slashes(n) if n in taken else n for n in _lycoris_names()]
-    return sorted({*loras, *own})
+    return sorted(_listed())
 
 
 def adapter_path(name: str) -> Path:
-    """The file that ``name`` (as listed) stands for. Raises FileNotFoundError, in words, if it is gone."""
-    for folder, inner in _readings(name):
+    """The file that ``name`` (as listed) stands for. Raises FileNotFoundError, in words, if it is gone.
+
+    ComfyUI resolves it, which keeps it inside the model folders whatever ``name`` says.
+    """
+    places = [_listed().get(name), *((folder, name) for folder in FOLDERS)]
+    for folder, inner in filter(None, places):
         found = folder_paths.get_full_path(folder, inner)
         if found is not None:
             return Path(found)
@@ -47,22 +47,18 @@ def adapter_path(name: str) -> Path:
     )
 
 
+def _listed() -> dict[str, tuple[str, str]]:
+    """{name as listed: (folder, name in it)}."""
+    listed = {name: ("loras", name) for name in folder_paths.get_filename_list("loras")}
+    for inner in folder_paths.get_filename_list("lycoris"):
+        name = inner
+        while name in listed:
+            name = _PREFIX + name
+        listed[name] = ("lycoris", inner)
+    return listed
+
+
 def fingerprint(path: Path) -> tuple[str, int, int]:
     """(path, modification time in ns, size): changes when a file is replaced or retrained."""
     stat = path.stat()
     return str(path), stat.st_mtime_ns, stat.st_size
-
-
-def _readings(name: str) -> Iterable[tuple[str, str]]:
-    if _slashes(name).startswith(_PREFIX):
-        yield "lycoris", name[len(_PREFIX) :]
-    for folder in FOLDERS:
-        yield folder, name
-
-
-def _lycoris_names() -> list[str]:
-    return list(folder_paths.get_filename_list("lycoris"))
-
-
-def _slashes(name: str) -> str:
-    return name.replace("\\", "/")

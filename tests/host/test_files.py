@@ -17,6 +17,12 @@ def adapters_of(stack: Any) -> Any:
     return entry.adapters
 
 
+def is_lora(adapters: Any, seed: str) -> bool:
+    """Whether that is the file written from ``tiny.conv_in_lora(seed)``."""
+    found = adapters[tiny.CONV_IN].to_tensors()["lora_up.weight"]
+    return torch.equal(found, tiny.conv_in_lora(seed)["lora_up.weight"])
+
+
 def options_of(node: Any) -> list[str]:
     """The file names that a node offers now."""
     (combo,) = (item for item in node.define_schema().inputs if item.id == "lycoris_name")
@@ -56,12 +62,10 @@ def test_one_name_in_both_folders_means_two_files(name: str, load_node: Any, fol
     found = {}
     for offered in names:
         assert load_node.validate_inputs(offered) is True
-        adapters = adapters_of(load_node.execute(offered, 1.0, 1.0).args[0])
-        found[offered] = adapters[tiny.CONV_IN].to_tensors()["lora_up.weight"]
-    of_loras = found.pop(name)
-    assert torch.equal(of_loras, tiny.conv_in_lora("loras")["lora_up.weight"]), "core's Load LoRA calls it so"
+        found[offered] = adapters_of(load_node.execute(offered, 1.0, 1.0).args[0])
+    assert is_lora(found.pop(name), "loras"), "core's Load LoRA calls it so"
     (of_lycoris,) = found.values()
-    assert torch.equal(of_lycoris, tiny.conv_in_lora("lycoris")["lora_up.weight"])
+    assert is_lora(of_lycoris, "lycoris")
 
 
 def test_a_folder_of_loras_may_be_called_lycoris(load_node: Any, folders: Path) -> None:
@@ -71,10 +75,7 @@ def test_a_folder_of_loras_may_be_called_lycoris(load_node: Any, folders: Path) 
 
     for name, seed in (("lycoris/y.safetensors", "loras"), ("y.safetensors", "lycoris")):
         assert name in options_of(load_node)
-        adapters = adapters_of(load_node.execute(name, 1.0, 1.0).args[0])
-        assert torch.equal(
-            adapters[tiny.CONV_IN].to_tensors()["lora_up.weight"], tiny.conv_in_lora(seed)["lora_up.weight"]
-        ), name
+        assert is_lora(adapters_of(load_node.execute(name, 1.0, 1.0).args[0]), seed), name
 
 
 def test_every_offered_name_can_be_loaded(load_node: Any, folders: Path) -> None:
@@ -166,12 +167,8 @@ def test_a_file_is_read_once_and_a_replaced_one_again(load_node: Any, folders: P
     second = adapters_of(load_node.execute("work.safetensors", 1.0, 1.0).args[0])
 
     assert second is not first
-    found = second[tiny.CONV_IN].to_tensors()["lora_up.weight"]
-    assert torch.equal(found, tiny.conv_in_lora("after")["lora_up.weight"])
-    before = first[tiny.CONV_IN].to_tensors()["lora_up.weight"]
-    assert torch.equal(before, tiny.conv_in_lora("before")["lora_up.weight"]), (
-        "what is in use has changed with the file"
-    )
+    assert is_lora(second, "after")
+    assert is_lora(first, "before"), "what is in use has changed with the file"
 
 
 def test_the_same_file_under_two_names_is_the_same_change(

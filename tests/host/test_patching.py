@@ -100,6 +100,21 @@ def test_full_changes_weight_and_bias(sd15: tuple[Any, Any], apply: Any) -> None
         tiny.assert_weight(now(bias_key), tiny.changed_bias(bias, (tensors, 0.5)), "bias")
 
 
+def test_a_weight_that_is_enlarged_shrinks_back(sd3: Any, apply: Any) -> None:
+    """BFL's control adapters take more input channels than their base has."""
+    layer, key = "lora_unet_context_embedder", "diffusion_model.context_embedder.weight"
+    weight = tiny.parameter(sd3, key).clone()
+    tensors = {**tiny.make("lora", torch.randn(128, 4100)), "reshape_weight": torch.tensor([128, 4100])}
+
+    patched, _, _ = apply.files(sd3, {layer: tensors}, strength=0.7)
+
+    with tiny.loaded(patched) as now:
+        enlarged = torch.nn.functional.pad(weight.double(), (0, 4))
+        factors = tensors["lora_up.weight"].double() @ tensors["lora_down.weight"].double()
+        tiny.assert_weight(now(key), enlarged + 0.7 * 0.5 * factors)
+    assert torch.equal(tiny.parameter(sd3, key), weight)
+
+
 def test_inputs_stay_as_they_are(sd15: tuple[Any, Any], apply: Any) -> None:
     model, clip = sd15
     before = tiny.checksum(model), tiny.checksum(clip.patcher)
@@ -232,6 +247,44 @@ def test_tlora_starts_from_the_models_own_weight(together: bool, sd15: tuple[Any
     with tiny.loaded(patched) as now:
         expected = tiny.changed(weight, (before, 1.0), (tensors, 1.0), base=weight)
         tiny.assert_weight(now(TO_Q_KEY), expected, steps=STEPS["tlora"])
+
+
+def test_tlora_is_prepared_from_the_original_weight_of_a_model_in_use(
+    sd15: tuple[Any, Any], apply: Any
+) -> None:
+    """Clones share their weights, and the one that is loaded has changed them in place."""
+    import comfy.model_management
+
+    model, _ = sd15
+    weight = tiny.parameter(model, TO_Q_KEY).clone()
+    full, tensors = tiny.make("full", weight), tiny.make("tlora", weight)
+    in_use, _, _ = apply.files(model, {TO_Q: full})
+    comfy.model_management.load_models_gpu([in_use], force_full_load=True)
+    assert not torch.equal(tiny.parameter(model, TO_Q_KEY), weight)
+
+    patched, _, _ = apply.files(model, {TO_Q: tensors})
+
+    with tiny.loaded(patched) as now:
+        expected = tiny.changed(weight, (tensors, 1.0))
+        tiny.assert_weight(now(TO_Q_KEY), expected, steps=STEPS["tlora"])
+    assert torch.equal(tiny.parameter(model, TO_Q_KEY), weight)
+
+
+def test_the_report_names_the_layers_where_the_order_of_a_stack_counts(
+    sd15: tuple[Any, Any], apply: Any
+) -> None:
+    model, _ = sd15
+    other, other_key = list(LAYERS.items())[2]
+    q, ff = (tiny.parameter(model, key) for key in (TO_Q_KEY, other_key))
+    one = {TO_Q: tiny.make("dora", q, "1"), other: tiny.make("lora", ff, "1")}
+    two = {TO_Q: tiny.make("ia3", q, "2"), other: tiny.make("dora", ff, "2")}
+
+    _, _, report = apply.files(model, one, two)
+    about_order = report.partition("order")[2]
+    assert TO_Q in about_order
+
+    _, _, report = apply.files(model, {other: tiny.make("lora", ff)}, {other: tiny.make("lokr", ff)})
+    assert "order" not in report
 
 
 @pytest.mark.parametrize("ours_first", [True, False])

@@ -1,4 +1,4 @@
-"""Files that do not fit a model, or are no good at all: what is refused, what is said, and that nothing happens."""
+"""Files that do not fit a model, or are no good at all: what is said, and that nothing happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layer names to parameters: slices of fused weights, reordered ones, biases, and everything of a text encoder."""
+"""Layer names to parameters: slices of fused weights, reordered ones, biases, text encoders."""
 
 from __future__ import annotations
 

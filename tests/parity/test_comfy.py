@@ -1,8 +1,8 @@
 """The patch against ComfyUI's own adapters, wherever those are right.
 
-Where that is was measured against lycoris-lora's training forward: ``core_is_right`` says it as rules. Elsewhere
-core differs from training (or fails), so there is nothing to compare with there; tests/parity/test_lycoris.py
-holds this pack to training everywhere.
+Where that is was measured against lycoris-lora's training forward: ``core_is_right`` says it as rules.
+Elsewhere core differs from training (or fails), so there is nothing to compare with there;
+tests/parity/test_lycoris.py holds this pack to training everywhere.
 """
 
 from __future__ import annotations
@@ -116,6 +116,32 @@ def test_core_agrees(case: Case, pack: ModuleType, caplog: pytest.LogCaptureFixt
 def _limit(largest: Tensor, result: Tensor) -> float:
     """A share of the change, and one step between neighbouring numbers of the float32 result."""
     return float(TOLERANCE * largest + torch.finfo(torch.float32).eps * result.abs().max())
+
+
+@pytest.mark.parametrize("multiplier", MULTIPLIERS)
+def test_core_agrees_on_a_weight_that_is_enlarged(multiplier: float, pack: ModuleType) -> None:
+    """Control models of BFL: more input channels than the base has."""
+    import comfy.lora
+
+    base = torch.randn(64, 48)
+    tensors = {
+        "lora_up.weight": torch.randn(64, 4),
+        "lora_down.weight": torch.randn(4, 96),
+        "alpha": torch.tensor(2.0),
+        "reshape_weight": torch.tensor([64, 96]),
+    }
+    stored = {f"lora_unet_x.{suffix}": value for suffix, value in tensors.items()}
+    core = comfy.lora.load_lora(dict(stored), {"lora_unet_x": WEIGHT})
+    algos = sys.modules[f"{pack.__name__}.lycoris_algos"]
+    patch_class = sys.modules[f"{pack.__name__}.nodes.host.patch"].LycorisPatch
+    (layer,) = algos.from_tensors(stored).values()
+    ours = patch_class.of([(layer, 1.0)], {"lora_unet_x"})
+
+    theirs = _calculate(core[WEIGHT], base, WEIGHT, multiplier)
+    mine = _calculate(ours, base, WEIGHT, multiplier)
+
+    assert mine.shape == theirs.shape == (64, 96) == tuple(ours.calculate_shape(WEIGHT))
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_the_comparison_covers_what_was_measured() -> None:

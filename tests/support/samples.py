@@ -47,6 +47,8 @@ class Case:
     #: Largest error of ΔW computed in float32 and in float64, as a share of max|ΔW|.
     tol32: float = 1e-5
     tol64: float = 1e-12
+    #: "rows" or "columns" where a weight of any size on that side will do (an (IA)³, an OFT).
+    free: str = ""
 
     @property
     def name(self) -> str:

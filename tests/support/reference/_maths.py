@@ -47,7 +47,7 @@ def rotate_outputs(r: Tensor, weight: Tensor) -> Tensor:
 
 
 def butterfly(r: Tensor, weight: Tensor) -> Tensor:
-    """BOFT: stage t deals out the rows within each 2^t·b, multiplies them by blocks and collects them again."""
+    """BOFT: stage t deals out the rows of each 2^t·b, multiplies them by blocks and collects them."""
     stages, _, size, _ = r.shape
     rows = weight.flatten(1)
     for stage in range(stages):

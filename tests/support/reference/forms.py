@@ -137,11 +137,11 @@ _form("kohya OFT, alpha 0: nothing turns, where LyCORIS would turn freely", _LIN
 @_form("kohya OFT for Flux: each of q, k, v turned and constrained by itself", (96, 64), "diag-oft")
 def _oft_flux(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
     alpha, tensors, parts = 0.05, {}, []
-    for number, rows in enumerate(weight.split(32)):
-        blocks = draw(4, 8, 8, std=OFT_SPREAD * (number + 0.5))
+    for part, rows in enumerate(weight.split(32)):
+        blocks = draw(4, 8, 8, std=OFT_SPREAD * (part + 0.5))
         q, bound = skew(blocks), float(number(alpha)) * 32
         q = q * (min(float(q.norm()), bound) / float(q.norm()))
-        tensors[f"oft_blocks.{number}"] = blocks
+        tensors[f"oft_blocks.{part}"] = blocks
         parts.append(rotate_outputs(cayley(q), rows))
     more = {
         "metadata": _args("networks.oft_flux", 4, alpha),

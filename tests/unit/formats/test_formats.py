@@ -11,11 +11,15 @@ from lycoris_algos.formats import (
     DIALECTS,
     UNKNOWN,
     WEAK_SUFFIXES,
+    Dialect,
     canonical_suffix,
     common_dialect,
     dialect_of,
+    encoder_number,
     is_text_layer,
+    model_paths,
     split_key,
+    text_paths,
 )
 
 SUFFIXES = known_suffixes()
@@ -57,6 +61,53 @@ SPLITS = {
     "base.q.lora_magnitude_vector.default.weight": ("base.q", "lora_magnitude_vector"),
     "transformer.q.lora_magnitude_vector.weight": ("transformer.q", "lora_magnitude_vector"),
     "transformer.q.lora_magnitude_vector": ("transformer.q", "lora_magnitude_vector"),
+    "transformer.q.lora_A": ("transformer.q", "lora_down.weight"),
+    "blocks.0.attn.qkv_x.lora_B": ("blocks.0.attn.qkv_x", "lora_up.weight"),
+    "blocks.0.self_attn.q.lora_A.default_0.weight": ("blocks.0.self_attn.q", "lora_down.weight"),
+    "base_model.model.q.hada_w1_a.default": ("base_model.model.q", "hada_w1_a"),
+    "base_model.model.q.oft_R.default.weight": ("base_model.model.q", "oft_R.weight"),
+    "double_blocks.0.img_attn.qkv.lora_B.bias": ("double_blocks.0.img_attn.qkv", "diff_b"),
+    "diffusion_model.q.magnitude": None,
+    "unet.mid_block.attentions.0.proj_in.lora.down.weight": (
+        "unet.mid_block.attentions.0.proj_in",
+        "lora_down.weight",
+    ),
+    "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.up.weight": (
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+        "lora_up.weight",
+    ),
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight": (
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q",
+        "lora_down.weight",
+    ),
+    "mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.up.weight": (
+        "mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out",
+        "lora_up.weight",
+    ),
+    "double_blocks.0.processor.qkv_lora1.down.weight": (
+        "double_blocks.0.processor.qkv_lora1",
+        "lora_down.weight",
+    ),
+    "single_blocks.0.processor.proj_lora.up.weight": ("single_blocks.0.processor.proj", "lora_up.weight"),
+    "lora:mid_block.attentions.0.proj_in.___.layer.W_down": (
+        "lora:mid_block.attentions.0.proj_in",
+        "lora_down.weight",
+    ),
+    "lora.mid_block.attentions.0.proj_in.___.layer.W_up": (
+        "lora.mid_block.attentions.0.proj_in",
+        "lora_up.weight",
+    ),
+    "lora.mid_block.attentions.0.proj_in.___.layer.lora_down.weight": (
+        "lora.mid_block.attentions.0.proj_in",
+        "lora_down.weight",
+    ),
+    # HCP's own LoRA multiplies by what it stores; LyCORIS' modules in it divide by the rank as everywhere.
+    "lora.mid_block.attentions.0.proj_in.___.alpha": ("lora.mid_block.attentions.0.proj_in", "scale"),
+    "plugin:mid_block.attentions.0.proj_in.___.alpha": ("plugin:mid_block.attentions.0.proj_in", "alpha"),
+    "plugin:mid_block.attentions.0.proj_in.___.lokr_w1": (
+        "plugin:mid_block.attentions.0.proj_in",
+        "lokr_w1",
+    ),
     # A layer that is called like a tensor.
     "diffusion_model.alpha.alpha": ("diffusion_model.alpha", "alpha"),
     "diffusion_model.diff.lora_up.weight": ("diffusion_model.diff", "lora_up.weight"),
@@ -64,7 +115,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize(("key", "expected"), SPLITS.items(), ids=SPLITS)
-def test_keys_of_adapters(key: str, expected: tuple[str, str]) -> None:
+def test_keys_of_adapters(key: str, expected: tuple[str, str] | None) -> None:
     assert split_key(key, SUFFIXES) == expected
 
 
@@ -177,21 +228,63 @@ COMFY_TEXT = (
     "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1",
     "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q",
 )
+ONETRAINER = (
+    "lora_transformer_transformer_blocks_0_attn_to_q",
+    "lora_transformer_single_transformer_blocks_3_proj_mlp",
+)
+ONETRAINER_TEXT = (
+    "clip_l.text_model.encoder.layers.0.mlp.fc1",
+    "clip_g.text_projection",
+    "t5.encoder.block.0.layer.0.SelfAttention.q",
+)
+DIFFUSERS = (
+    "transformer.transformer_blocks.0.attn.to_q",
+    "unet.down_blocks.0.attentions.0.proj_in",
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q",
+    "prior.down_blocks.0.1.attention.attn.to_q",
+    "unet.base_model.model.mid_block.attentions.0.proj_in",
+)
+DIFFUSERS_TEXT = (
+    "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+    "text_encoder_2.text_model.encoder.layers.0.mlp.fc1",
+    "text_encoder_3.encoder.block.0.layer.0.SelfAttention.q",
+    "text_encoder.base_model.model.text_model.encoder.layers.0.mlp.fc1",
+)
+PEFT = (
+    "base_model.model.q_proj",
+    "base_model.model.blocks.0.attn.qkv",
+)
+HCP = (
+    "lora.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+    "lora:down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+    "plugin.mid_block.attentions.0.proj_in",
+    "plugin:mid_block.attentions.0.proj_in",
+)
+HCP_TEXT = (
+    "lora:text_model.encoder.layers.0.self_attn.q_proj",
+    "plugin.clip_B.text_model.encoder.layers.0.self_attn.q_proj",
+    "lora.clip_bigG.text_model.encoder.layers.0.self_attn.q_proj",
+)
+BARE = (
+    "blocks.0.self_attn.q",
+    "double_blocks.0.img_attn.qkv",
+    "double_blocks.0.processor.qkv_lora1",
+    "transformer_blocks.0.attn.to_q",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q",
+)
+BARE_TEXT = ("text_model.encoder.layers.0.self_attn.q_proj", "encoder.block.0.layer.0.SelfAttention.q")
 NOBODY = (
     "",
     "unet",
+    "lora_ema.down_blocks.0.attentions.0.proj_in",
+    "lora_te5_text_model",
     "lora",
     "lora_te",
     "lora_unet",
     "lycoris",
-    "lora_te4_text_model",
     "lora_tex_text",
     "diffusion_model",
-    "transformer.transformer_blocks.0.attn.to_q",
-    "unet.down_blocks.0.attentions.0.proj_in",
     "model.diffusion_model.input_blocks.0.0",
-    "text_encoder.text_model.encoder.layers.0.mlp.fc1",
-    "base_model.model.q_proj",
     "Lora_unet_x",
     " lora_unet_x",
 )
@@ -201,7 +294,12 @@ SPOKEN = {
         (*KOHYA_SD1_TEXT, *KOHYA_SDXL_TEXT, *KOHYA_FLUX_TEXT, *KOHYA_SD3_TEXT, *CASCADE_TEXT),
     ),
     "lycoris": (WRAPPER, ()),
+    "onetrainer": (ONETRAINER, ONETRAINER_TEXT),
     "comfy": (COMFY, COMFY_TEXT),
+    "peft": (PEFT, ()),
+    "diffusers": (DIFFUSERS, DIFFUSERS_TEXT),
+    "hcp": (HCP, HCP_TEXT),
+    "bare": (BARE, BARE_TEXT),
 }
 EVERY = [(name, layer, text) for name, lists in SPOKEN.items() for text in (0, 1) for layer in lists[text]]
 
@@ -230,11 +328,10 @@ def test_at_most_one_dialect_speaks_any_name(layer: str) -> None:
     assert not UNKNOWN.speaks(layer)
 
 
-def test_text_names_begin_with_no_model_prefix() -> None:
-    # is_text only looks at the beginning, so one list may not contain the other's beginnings.
+def test_text_names_are_no_beginnings_of_model_names() -> None:
+    # is_text only looks at the beginning.
     for dialect in DIALECTS:
         for text in dialect.text_prefixes:
-            assert not text.startswith(dialect.model_prefixes)
             assert not any(prefix.startswith(text) for prefix in dialect.model_prefixes)
 
 
@@ -250,3 +347,122 @@ def test_most_layers_decide() -> None:
     assert common_dialect([*NOBODY, *COMFY]) is UNKNOWN
     assert common_dialect([]) is UNKNOWN
     assert common_dialect(iter(WRAPPER)).name == "lycoris"
+
+
+# ---- writing ------------------------------------------------------------------------------------------
+
+#: Keys as the trainer itself writes them.
+WRITTEN = {
+    "kohya": ("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight", "lora_te1_x.alpha"),
+    "lycoris": ("lycoris_x_to_q.lokr_w2_b", "lycoris_x_norm1.w_norm"),
+    "onetrainer": (
+        "lora_transformer_transformer_blocks_0_attn_to_q.lora_down.weight",
+        "lora_transformer_transformer_blocks_0_attn_to_q.dora_scale",
+        "lora_transformer_transformer_blocks_0_attn_to_q.oft_R.weight",
+    ),
+    "comfy": ("diffusion_model.blocks.0.attn.lora_up.weight", "text_encoders.x.hada_w1_a"),
+    "peft": ("base_model.model.x.lora_A.weight", "base_model.model.x.oft_R.weight"),
+    "diffusers": (
+        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+        "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_B.weight",
+        "unet.mid_block.attentions.0.proj_in.lora_magnitude_vector",
+    ),
+    "hcp": (
+        "lora:mid_block.attentions.0.proj_in.___.layer.W_down",
+        "lora.mid_block.attentions.0.proj_in.___.layer.W_up",
+        "lora.clip_B.text_model.encoder.layers.0.mlp.fc1.___.alpha",
+        "plugin.mid_block.attentions.0.proj_in.___.hada_w1_a",
+        "plugin:mid_block.attentions.0.proj_in.___.alpha",
+    ),
+    "bare": ("double_blocks.0.img_attn.qkv.lora_A.weight", "blocks.0.self_attn.q.lora_B.weight"),
+}
+
+
+def test_every_dialect_is_written_here() -> None:
+    assert {dialect.name for dialect in DIALECTS} == WRITTEN.keys()
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in WRITTEN.items() for key in keys])
+def test_what_was_read_is_written_again(name: str, key: str) -> None:
+    found = split_key(key, SUFFIXES)
+    assert found is not None
+    dialect = dialect_of(found[0])
+    assert dialect.name == name
+    assert dialect.render(*found) == key
+
+
+@given(
+    st.sampled_from([(dialect, prefix) for dialect in DIALECTS for prefix in dialect.model_prefixes]),
+    st.from_regex(r"[a-z]+(_[a-z]+)?(\.[0-9a-z]+){0,2}", fullmatch=True),
+    st.sampled_from(sorted(SUFFIXES - WEAK_SUFFIXES)),
+)
+def test_what_was_written_is_read_again(chosen: tuple[Dialect, str], path: str, suffix: str) -> None:
+    dialect, prefix = chosen
+    assert split_key(dialect.render(prefix + path, suffix), SUFFIXES) == (prefix + path, suffix)
+
+
+# ---- paths --------------------------------------------------------------------------------------------
+
+PATHS = {
+    "lora_unet_double_blocks_0_img_attn_qkv": "double_blocks_0_img_attn_qkv",
+    "lora_unet__blocks_0_cross_attn_k": "blocks_0_cross_attn_k",
+    "lora_prior_unet_down_blocks_0": "down_blocks_0",
+    "lycoris_transformer_blocks_0_attn_to_q": "transformer_blocks_0_attn_to_q",
+    "lora_transformer_transformer_blocks_0_attn_to_q": "transformer_blocks_0_attn_to_q",
+    "transformer.transformer_blocks.0.attn.to_q": "transformer_blocks.0.attn.to_q",
+    "unet.base_model.model.mid_block.attentions.0.proj_in": "mid_block.attentions.0.proj_in",
+    "diffusion_model.blocks.0.attn": "blocks.0.attn",
+    "base_model.model.blocks.0.attn": "blocks.0.attn",
+    "lora:mid_block.attentions.0.proj_in": "mid_block.attentions.0.proj_in",
+    "plugin.mid_block.attentions.0.proj_in": "mid_block.attentions.0.proj_in",
+    "unet.mid_block.x.attn1.processor.to_q": "mid_block.x.attn1.to_q",
+    "unet.mid_block.x.attn1.processor.to_out": "mid_block.x.attn1.to_out.0",
+    "double_blocks.0.processor.qkv_lora1": "double_blocks.0.qkv_lora1",
+    "blocks.0.self_attn.q": "blocks.0.self_attn.q",
+}
+TEXT_PATHS = {
+    "lora_te_text_model_final_layer_norm": "text_model_final_layer_norm",
+    "lora_te3_encoder_block_0_layer_0_SelfAttention_q": "encoder_block_0_layer_0_SelfAttention_q",
+    "text_encoder_2.text_model.encoder.layers.0.mlp.fc1": "text_model.encoder.layers.0.mlp.fc1",
+    "text_encoder.base_model.model.text_model.x": "text_model.x",
+    "text_encoders.clip_l.transformer.text_model.x": "clip_l.transformer.text_model.x",
+    "base_model.model.text_model.x": "text_model.x",
+    "lycoris_text_model_x": "text_model_x",
+    "clip_g.text_projection": "clip_g.text_projection",
+    "t5.encoder.block.0": "t5xxl.encoder.block.0",
+    "lora:text_model.encoder.layers.0.mlp.fc1": "text_model.encoder.layers.0.mlp.fc1",
+    "plugin.clip_bigG.text_model.x": "clip_g.text_model.x",
+    "text_model.encoder.layers.0.mlp.fc1": "text_model.encoder.layers.0.mlp.fc1",
+}
+
+
+@pytest.mark.parametrize(("layer", "path"), PATHS.items(), ids=PATHS)
+def test_paths_in_a_model(layer: str, path: str) -> None:
+    assert path in list(model_paths(layer))
+
+
+@pytest.mark.parametrize(("layer", "path"), TEXT_PATHS.items(), ids=TEXT_PATHS)
+def test_paths_in_a_text_encoder(layer: str, path: str) -> None:
+    assert path in list(text_paths(layer))
+
+
+@given(st.text())
+def test_a_name_may_always_mean_itself(layer: str) -> None:
+    assert next(iter(text_paths(layer))) == layer
+    assert next(iter(model_paths(layer))) == layer.replace(".processor.", ".")
+
+
+@pytest.mark.parametrize(
+    ("layer", "number"),
+    [
+        ("lora_te_text_model_x", None),
+        ("lora_te1_text_model_x", 1),
+        ("lora_te3_encoder_block", 3),
+        ("text_encoder.text_model.x", None),
+        ("text_encoder_2.text_model.x", 2),
+        ("text_encoders.clip_l.x", None),
+        ("lycoris_text_model_x", None),
+    ],
+)
+def test_numbers_of_text_encoders(layer: str, number: int | None) -> None:
+    assert encoder_number(layer) == number

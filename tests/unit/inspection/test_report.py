@@ -89,7 +89,8 @@ def test_everything_that_a_file_can_say() -> None:
         ("lora_unet_a", "kohya"),
         ("lycoris_a", "LyCORIS wrapper"),
         ("diffusion_model.a", "ComfyUI"),
-        ("transformer.a", "an unknown program"),
+        ("nobody.a", "an unknown program"),
+        ("transformer.a", "diffusers"),
     ],
 )
 def test_the_dialect(layer: str, title: str) -> None:

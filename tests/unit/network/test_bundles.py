@@ -1,4 +1,4 @@
-"""Embeddings inside an adapter file: every program's form, back to the same bytes, and what is no embedding."""
+"""Embeddings inside an adapter file: every program's form, there and back, and what is no embedding."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_numbers_that_are_none(value: float, dtype: torch.dtype) -> None:
 
 def test_a_file_of_nothing_but_embeddings_is_no_adapter(tmp_path: Path) -> None:
     save_file(bundled({"foo.clip_l": vectors(1, 768)}), tmp_path / "x.safetensors")
-    with pytest.raises(NotAnAdapterError, match="an embedding.*embeddings folder"):
+    with pytest.raises(NotAnAdapterError, match=r"an embedding.*embeddings folder"):
         load(tmp_path / "x.safetensors")
 
 

@@ -149,7 +149,7 @@ def test_unused_keys_are_called_what_the_file_calls_them() -> None:
 
 
 def test_tensors_of_no_layer_are_listed_alone() -> None:
-    strangers = {"bundle_emb.name.step": torch.ones(1), "step": torch.ones(1)}
+    strangers = {"bundle.name.clip_l": torch.ones(1, 768), "step": torch.ones(1)}
     adapters = from_tensors({**LORA, **strangers})
     assert list(adapters) == ["lora_unet_a"]
     assert reasons(adapters).keys() == strangers.keys()

@@ -25,7 +25,7 @@ DIALECTS = {
         "diffusion_model.blocks.{}.attn",
         {"lora_up.weight": "lora_B.weight", "lora_down.weight": "lora_A.weight"},
     ),
-    "unknown": ("transformer.blocks.{}.attn", {}),
+    "unknown": ("nobody.blocks.{}.attn", {}),
 }
 METADATA = {
     "ss_network_args": json.dumps({"algo": "lokr", "factor": 8}),

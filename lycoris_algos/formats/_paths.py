@@ -1,0 +1,48 @@
+"""Where in a model a layer's name points: the prefix taken off, and what trainers vary in the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from ._base import Dialect
+
+_TEXT_NUMBER = re.compile(r"lora_te(\d)_|text_encoder_(\d)\.")
+
+
+def model_paths(layer: str, dialects: Sequence[Dialect]) -> Iterator[str]:
+    """Paths in a diffusion model that ``layer`` may mean, the name as it stands first."""
+    yield from _varied(layer)
+    for dialect in dialects:
+        for prefix in () if dialect.bare else dialect.model_prefixes:
+            if layer.startswith(prefix):
+                yield from model_paths(layer.removeprefix(prefix), dialects)
+
+
+def text_paths(layer: str, dialects: Sequence[Dialect]) -> Iterator[str]:
+    """Paths in a text encoder that ``layer`` may mean, the name as it stands first.
+
+    A path is inside the encoder, or begins with ComfyUI's name of it.
+    """
+    yield layer
+    for dialect in dialects:
+        for prefix, own in dialect.text_prefixes.items():
+            if layer.startswith(prefix) and own != prefix:
+                yield from text_paths(own + layer.removeprefix(prefix), dialects)
+        for prefix in dialect.model_prefixes if dialect.any_component else ():
+            if layer.startswith(prefix):
+                yield from text_paths(layer.removeprefix(prefix), dialects)
+
+
+def encoder_number(layer: str) -> int | None:
+    """Which text encoder ``layer`` says it belongs to, from 1; None if it does not say."""
+    match = _TEXT_NUMBER.match(layer)
+    return int(match[1] or match[2]) if match else None
+
+
+def _varied(path: str) -> Iterator[str]:
+    """``path`` without attention processors, which wrapped the projections that they are named after."""
+    plain = path.replace(".processor.", ".")
+    yield plain
+    if plain != path and plain.endswith(".to_out"):
+        yield f"{plain}.0"

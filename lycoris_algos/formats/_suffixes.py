@@ -1,0 +1,72 @@
+"""A key of a file, cut into its layer and the suffix that says which of the layer's tensors it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from .hcp import JOINT
+
+# Other spellings of a suffix, as LyCORIS spells them.
+_SPELLINGS = {
+    # PEFT, and so diffusers, ai-toolkit and SimpleTuner
+    "lora_A.weight": "lora_down.weight",
+    "lora_B.weight": "lora_up.weight",
+    "lora_B.bias": "diff_b",
+    "lora_magnitude_vector.weight": "lora_magnitude_vector",
+    "magnitude": "lora_magnitude_vector",
+    # Mochi
+    "lora_A": "lora_down.weight",
+    "lora_B": "lora_up.weight",
+    # diffusers before PEFT
+    "lora.down.weight": "lora_down.weight",
+    "lora.up.weight": "lora_up.weight",
+    "lora_linear_layer.down.weight": "lora_down.weight",
+    "lora_linear_layer.up.weight": "lora_up.weight",
+    # HCP-Diffusion's own LoRA
+    f"{JOINT}layer.W_down": "lora_down.weight",
+    f"{JOINT}layer.W_up": "lora_up.weight",
+    f"{JOINT}layer.lora_down.weight": "lora_down.weight",
+    f"{JOINT}layer.lora_up.weight": "lora_up.weight",
+}
+
+#: Suffixes that a model's own tensors have too: they count only beside another tensor of an adapter.
+WEAK_SUFFIXES = frozenset({"weight", "scale", "magnitude"})
+
+# The name of the adapter, which PEFT leaves in a raw dump of its modules.
+_ADAPTER_NAME = re.compile(r"\.default(?:_\d+)?(?=\.weight$|\.bias$|$)")
+# Adapters of attention processors: the suffix is glued to the projection's name, or (XLabs) to a number.
+_GLUED = re.compile(r"(.*[^.])_lora\.(down|up)\.weight", re.DOTALL)
+_NUMBERED = re.compile(r"(.*\.processor\.\w+_lora[12])\.(down|up)\.weight", re.DOTALL)
+
+
+def split_key(key: str, suffixes: Collection[str]) -> tuple[str, str] | None:
+    """``key`` as (layer, suffix in LyCORIS' spelling), or None if it ends in no known suffix.
+
+    Both halves may hold dots, so it is cut at the longest suffix that is among ``suffixes``.
+    ``WEAK_SUFFIXES`` do not count.
+    """
+    plain = _ADAPTER_NAME.sub("", key)
+    glued = _GLUED.fullmatch(plain) or _NUMBERED.fullmatch(plain)
+    if glued and f"lora_{glued[2]}.weight" in suffixes:
+        return glued[1], f"lora_{glued[2]}.weight"
+    position = plain.find(".")
+    while position > 0:
+        layer, stored = plain[:position], plain[position + 1 :]
+        suffix = _hcp_suffix(layer, stored) if stored.startswith(JOINT) else canonical_suffix(stored)
+        if suffix in suffixes and stored not in WEAK_SUFFIXES:
+            return layer, suffix
+        position = plain.find(".", position + 1)
+    return None
+
+
+def canonical_suffix(suffix: str) -> str:
+    """``suffix`` as LyCORIS spells it."""
+    return _SPELLINGS.get(suffix, suffix)
+
+
+def _hcp_suffix(layer: str, stored: str) -> str:
+    if stored in _SPELLINGS:
+        return _SPELLINGS[stored]
+    suffix = stored.removeprefix(JOINT)
+    return "scale" if suffix == "alpha" and layer.startswith("lora") else canonical_suffix(suffix)

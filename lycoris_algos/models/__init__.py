@@ -1,0 +1,83 @@
+"""Model families as data: what their layers are called elsewhere, and what a file was made for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from . import diffusion_transformers, flux, hunyuan_video, lumina, stable_diffusion, wan
+from ._base import Family, Located, Part, Rule
+from ._fused import split_names
+
+#: A file that bears the signs of several is for the first that bears most.
+FAMILIES: tuple[Family, ...] = (
+    stable_diffusion.SD15,
+    stable_diffusion.SDXL,
+    stable_diffusion.CASCADE,
+    flux.FLUX,
+    flux.CHROMA,
+    flux.FLUX_2,
+    hunyuan_video.FAMILY,
+    wan.FAMILY,
+    lumina.LUMINA_2,
+    lumina.Z_IMAGE,
+    diffusion_transformers.SD3,
+    diffusion_transformers.QWEN_IMAGE,
+    diffusion_transformers.LTXV,
+    diffusion_transformers.MOCHI,
+    diffusion_transformers.COSMOS_PREDICT_2,
+    diffusion_transformers.HIDREAM,
+    diffusion_transformers.PIXART,
+    diffusion_transformers.AURA_FLOW,
+    diffusion_transformers.HUNYUAN_DIT,
+)
+
+# Families that share the layers of another, so that one sign of their own decides.
+_WITHIN = {
+    "sdxl": "sd15",
+    "chroma": "flux",
+    "flux2": "flux",
+    "hunyuan_video": "flux",
+    "z_image": "lumina2",
+}
+
+
+def names_in(shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Located]]:
+    """(name, what it stands for) that any family has for a model with parameters of ``shapes``."""
+    for family in FAMILIES:
+        if family.owns(shapes):
+            yield from family.names(shapes)
+
+
+def identify(layers: Iterable[str], metadata: Mapping[str, str] | None = None) -> str | None:
+    """The title of the family that a file was made for, by its layers' names and metadata; None if unclear.
+
+    What the layers are called is believed before what the metadata says.
+    """
+    flat = [layer.replace(".", "_") for layer in layers]
+    counts = {
+        family.name: sum(any(re.search(sign, name) for sign in family.signs) for name in flat)
+        for family in FAMILIES
+    }
+    best = max(FAMILIES, key=lambda family: counts[family.name])
+    labelled = _labelled(metadata or {})
+    if not counts[best.name]:
+        return labelled.title if labelled is not None else None
+    for family in FAMILIES:
+        if _WITHIN.get(family.name) == best.name and counts[family.name]:
+            return family.title
+    if labelled is not None and _WITHIN.get(labelled.name) == best.name:
+        return labelled.title
+    return best.title
+
+
+def _labelled(metadata: Mapping[str, str]) -> Family | None:
+    found = [metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version")]
+    for label in filter(None, (text.lower() for text in found)):
+        for family in reversed(FAMILIES):  # "hunyuan-dit" before "hunyuan"
+            if label.startswith(family.labels):
+                return family
+    return None
+
+
+__all__ = ["FAMILIES", "Family", "Located", "Part", "Rule", "identify", "names_in", "split_names"]

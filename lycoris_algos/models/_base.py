@@ -1,0 +1,136 @@
+"""What a model family is: how others name the layers of a model that ComfyUI knows. Strings, no tensors."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+Number = int | Fraction
+
+#: The first index in a path, which counts blocks.
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_BLOCK = "{}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a fused weight of R rows and C columns, in multiples of both."""
+
+    #: (of R, of C)
+    start: tuple[Number, Number]
+    count: tuple[Number, Number]
+
+    def of(self, rows: int, columns: int) -> tuple[int, int] | None:
+        """(start, count) in a weight of that size; None if that is no range of its rows."""
+        start, count = (Fraction(rows * r + columns * c) for r, c in (self.start, self.count))
+        whole = start.denominator == count.denominator == 1
+        return (int(start), int(count)) if whole and start >= 0 < count and start + count <= rows else None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One layer under another name. ``{}`` stands for the number of a block, in both names."""
+
+    #: The name that other programs have for it.
+    name: str
+    #: The parameter of ComfyUI's model, without ``.weight``.
+    native: str
+    #: The rows of that parameter which are meant; all of them by default.
+    part: Part | None = None
+    #: Whether the model stores the two halves of the rows the other way round.
+    swapped: bool = False
+
+
+@dataclass(frozen=True)
+class Located:
+    """A parameter of a model, or some of its rows, that a name stands for."""
+
+    key: str
+    rows: tuple[int, int] | None = None
+    swapped: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """A model family.
+
+    ``marks`` are parameters that its models have, all of them; no other family does. ``signs`` are patterns
+    of flattened layer paths that only adapters for it have.
+    """
+
+    name: str
+    title: str
+    marks: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    signs: tuple[str, ...] = ()
+    #: What metadata calls it: beginnings of ``modelspec.architecture`` and ``ss_base_model_version``.
+    labels: tuple[str, ...] = ()
+
+    def owns(self, parameters: Mapping[str, object]) -> bool:
+        """Whether a model with these parameters is of this family."""
+        return bool(self.marks) and all(mark in parameters for mark in self.marks)
+
+    def names(self, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Located]]:
+        """(name, what it stands for) of every rule that a model with parameters of ``shapes`` has use for.
+
+        Biases are left out: they belong to their weights.
+        """
+        by_native: dict[str, list[Rule]] = defaultdict(list)
+        for rule in self.rules:
+            by_native[rule.native].append(rule)
+        for key, shape in shapes.items():
+            path = key.removesuffix(".weight")
+            match = _INDEX.search(path)
+            forms = {path: ""}
+            if match:
+                forms[f"{path[: match.start()]}{_BLOCK}{path[match.end() :]}"] = match.group()
+            for form, block in forms.items():
+                for rule in by_native.get(form, ()):
+                    located = _locate(rule, key, shape)
+                    if located is not None:
+                        yield rule.name.replace(_BLOCK, block), located
+
+
+def _locate(rule: Rule, key: str, shape: Sequence[int]) -> Located | None:
+    if rule.part is None:
+        return Located(key, None, rule.swapped)
+    rows = rule.part.of(shape[0], shape[1]) if len(shape) > 1 else None
+    return None if rows is None else Located(key, rows, rule.swapped)
+
+
+def renamed(pairs: Mapping[str, str], *, within: tuple[str, str] = ("", "")) -> tuple[Rule, ...]:
+    """Rules that only rename: {other name: native name}, both below ``within`` (other, native)."""
+    other, native = within
+    return tuple(Rule(other + name, native + own) for name, own in pairs.items())
+
+
+def fused(native: str, names: Iterable[str], parts: Iterable[Part]) -> tuple[Rule, ...]:
+    """Rules for the parts of the fused layer ``native``, in order.
+
+    Each is known by its name and, in OneTrainer's "OMI" files, by its number.
+    """
+    return tuple(
+        Rule(name, native, part)
+        for number, (own, part) in enumerate(zip(names, parts, strict=True))
+        for name in (own, f"{native}.{number}")
+    )
+
+
+def _rows(*starts_and_counts: tuple[tuple[Number, Number], tuple[Number, Number]]) -> tuple[Part, ...]:
+    return tuple(Part(start, count) for start, count in starts_and_counts)
+
+
+_THIRD, _HALF = Fraction(1, 3), Fraction(1, 2)
+
+#: Queries, keys and values of the same size.
+QKV = _rows(((0, 0), (_THIRD, 0)), ((_THIRD, 0), (_THIRD, 0)), ((2 * _THIRD, 0), (_THIRD, 0)))
+#: The same with as many queries as inputs, but fewer keys and values.
+GROUPED_QKV = _rows(((0, 0), (0, 1)), ((0, 1), (_HALF, -_HALF)), ((_HALF, _HALF), (_HALF, -_HALF)))
+KV = _rows(((0, 0), (_HALF, 0)), ((_HALF, 0), (_HALF, 0)))
+#: Queries, keys and values of as many rows as there are inputs, then a multilayer perceptron's.
+QKV_MLP = _rows(((0, 0), (0, 1)), ((0, 1), (0, 1)), ((0, 2), (0, 1)), ((0, 3), (1, -3)))
+#: The first three of those together.
+QKV_OF_MLP = Part((0, 0), (0, 3))

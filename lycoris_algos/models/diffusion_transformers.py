@@ -1,0 +1,186 @@
+"""Other transformers whose layers diffusers names differently, or that need no more than recognising."""
+
+from __future__ import annotations
+
+from ._base import QKV, Family, Rule, fused, renamed
+
+SD3 = Family(
+    name="sd3",
+    title="Stable Diffusion 3",
+    marks=("joint_blocks.0.x_block.attn.qkv.weight",),
+    rules=(
+        *fused(
+            "joint_blocks.{}.x_block.attn.qkv", [f"transformer_blocks.{{}}.attn.to_{p}" for p in "qkv"], QKV
+        ),
+        *fused(
+            "joint_blocks.{}.context_block.attn.qkv",
+            [f"transformer_blocks.{{}}.attn.add_{p}_proj" for p in "qkv"],
+            QKV,
+        ),
+        *fused(
+            "joint_blocks.{}.x_block.attn2.qkv",
+            [f"transformer_blocks.{{}}.attn2.to_{p}" for p in "qkv"],
+            QKV,
+        ),
+        # Norms of queries and keys, which SD 3.5 has.
+        *(
+            Rule(f"transformer_blocks.{{}}.{other}_{part}", f"joint_blocks.{{}}.{own}_{part}")
+            for other, own in (
+                ("attn.norm", "x_block.attn.ln"),
+                ("attn2.norm", "x_block.attn2.ln"),
+                ("attn.norm_added", "context_block.attn.ln"),
+            )
+            for part in "qk"
+        ),
+    ),
+    signs=(r"joint_blocks_\d+_(x_block|context_block)_",),
+    labels=("stable-diffusion-3", "stable-diffusion-v3", "sd3"),
+)
+
+LTXV = Family(
+    name="ltxv",
+    title="LTX-Video",
+    marks=("patchify_proj.weight", "adaln_single.linear.weight"),
+    rules=(
+        *(
+            Rule(f"transformer_blocks.{{}}.{attn}.norm_{part}", f"transformer_blocks.{{}}.{attn}.{part}_norm")
+            for attn in ("attn1", "attn2")
+            for part in "qk"
+        ),
+        Rule("proj_in", "patchify_proj"),
+        Rule("time_embed.linear", "adaln_single.linear"),
+        *renamed(
+            {"linear_1": "linear_1", "linear_2": "linear_2"},
+            within=("time_embed.emb.timestep_embedder.", "adaln_single.emb.timestep_embedder."),
+        ),
+    ),
+    labels=("ltx",),
+)
+
+MOCHI = Family(
+    name="mochi",
+    title="Mochi",
+    marks=("t5_yproj.weight", "blocks.0.attn.qkv_x.weight"),
+    rules=(
+        *fused("blocks.{}.attn.qkv_x", [f"transformer_blocks.{{}}.attn1.to_{p}" for p in "qkv"], QKV),
+        *fused("blocks.{}.attn.qkv_y", [f"transformer_blocks.{{}}.attn1.add_{p}_proj" for p in "qkv"], QKV),
+        *renamed(
+            {
+                "norm1.linear": "mod_x",
+                "norm1_context.linear": "mod_y",
+                "norm1_context.linear_1": "mod_y",  # in the last block
+                "attn1.norm_q": "attn.q_norm_x",
+                "attn1.norm_k": "attn.k_norm_x",
+                "attn1.norm_added_q": "attn.q_norm_y",
+                "attn1.norm_added_k": "attn.k_norm_y",
+                "attn1.to_out.0": "attn.proj_x",
+                "attn1.to_add_out": "attn.proj_y",
+                "ff.net.0.proj": "mlp_x.w1",
+                "ff.net.2": "mlp_x.w2",
+                "ff_context.net.0.proj": "mlp_y.w1",
+                "ff_context.net.2": "mlp_y.w2",
+            },
+            within=("transformer_blocks.{}.", "blocks.{}."),
+        ),
+        *renamed(
+            {
+                "patch_embed.proj": "x_embedder.proj",
+                "time_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+                "time_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+                "time_embed.pooler.to_kv": "t5_y_embedder.to_kv",
+                "time_embed.pooler.to_q": "t5_y_embedder.to_q",
+                "time_embed.pooler.to_out": "t5_y_embedder.to_out",
+                "time_embed.caption_proj": "t5_yproj",
+                "proj_out": "final_layer.linear",
+            }
+        ),
+        Rule("norm_out.linear", "final_layer.mod", swapped=True),
+    ),
+    signs=(r"blocks_\d+_attn_(qkv|proj)_[xy]$",),
+    labels=("mochi",),
+)
+
+COSMOS_PREDICT_2 = Family(
+    name="cosmos_predict2",
+    title="Cosmos Predict 2",
+    marks=("blocks.0.adaln_modulation_self_attn.1.weight", "x_embedder.proj.1.weight"),
+    rules=(
+        *(
+            rule
+            for other, own, norm, gate in (
+                ("attn1", "self_attn", "norm1", "adaln_modulation_self_attn"),
+                ("attn2", "cross_attn", "norm2", "adaln_modulation_cross_attn"),
+            )
+            for rule in renamed(
+                {
+                    f"{other}.to_q": f"{own}.q_proj",
+                    f"{other}.to_k": f"{own}.k_proj",
+                    f"{other}.to_v": f"{own}.v_proj",
+                    f"{other}.to_out.0": f"{own}.output_proj",
+                    f"{other}.norm_q": f"{own}.q_norm",
+                    f"{other}.norm_k": f"{own}.k_norm",
+                    f"{norm}.linear_1": f"{gate}.1",
+                    f"{norm}.linear_2": f"{gate}.2",
+                },
+                within=("transformer_blocks.{}.", "blocks.{}."),
+            )
+        ),
+        *renamed(
+            {
+                "norm3.linear_1": "adaln_modulation_mlp.1",
+                "norm3.linear_2": "adaln_modulation_mlp.2",
+                "ff.net.0.proj": "mlp.layer1",
+                "ff.net.2": "mlp.layer2",
+            },
+            within=("transformer_blocks.{}.", "blocks.{}."),
+        ),
+        *renamed(
+            {
+                "patch_embed.proj": "x_embedder.proj.1",
+                "time_embed.t_embedder.linear_1": "t_embedder.1.linear_1",
+                "time_embed.t_embedder.linear_2": "t_embedder.1.linear_2",
+                "time_embed.norm": "t_embedding_norm",
+                "norm_out.linear_1": "final_layer.adaln_modulation.1",
+                "norm_out.linear_2": "final_layer.adaln_modulation.2",
+                "proj_out": "final_layer.linear",
+            }
+        ),
+    ),
+    signs=(r"blocks_\d+_adaln_modulation_", r"blocks_\d+_(self|cross)_attn_(output|q|k|v)_proj$"),
+    labels=("cosmos", "anima"),
+)
+
+QWEN_IMAGE = Family(
+    name="qwen_image",
+    title="Qwen-Image",
+    signs=(r"transformer_blocks_\d+_(img|txt)_(mlp|mod)_",),
+    labels=("qwen",),
+)
+
+HIDREAM = Family(
+    name="hidream",
+    title="HiDream",
+    signs=(r"(double|single)_stream_blocks_\d+_",),
+    labels=("hidream",),
+)
+
+PIXART = Family(
+    name="pixart",
+    title="PixArt",
+    signs=(r"blocks_\d+_cross_attn_(kv|q)_linear$", r"adaln_single_", r"y_embedder_y_proj_"),
+    labels=("pixart",),
+)
+
+AURA_FLOW = Family(
+    name="aura_flow",
+    title="AuraFlow",
+    signs=(r"joint_transformer_blocks_\d+_", r"(double|single)_layers_\d+_(attn|mlp|mod)"),
+    labels=("auraflow",),
+)
+
+HUNYUAN_DIT = Family(
+    name="hunyuan_dit",
+    title="HunyuanDiT",
+    signs=(r"blocks_\d+_attn1_Wqkv$", r"blocks_\d+_default_modulation_"),
+    labels=("hunyuan-dit", "hunyuandit"),
+)

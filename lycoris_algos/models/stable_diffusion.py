@@ -1,0 +1,37 @@
+"""Stable Diffusion's UNets, which ComfyUI knows under diffusers' names as well, and Stable Cascade."""
+
+from __future__ import annotations
+
+from ._base import Family
+
+_ATTENTION = r"transformer_blocks_\d+_(attn[12]|ff)_"
+
+SDXL = Family(
+    name="sdxl",
+    title="SDXL",
+    signs=(
+        rf"(input_blocks_[4578]|output_blocks_[0-5]|middle_block)_1_{_ATTENTION}",
+        r"(down_blocks|up_blocks)_\d+_attentions_\d+_transformer_blocks_[1-9]\d*_",
+        r"mid_block_attentions_0_transformer_blocks_[1-9]\d*_",
+    ),
+    labels=("stable-diffusion-xl", "sdxl"),
+)
+
+SD15 = Family(
+    name="sd15",
+    title="Stable Diffusion 1 or 2",
+    signs=(
+        rf"(down_blocks|up_blocks)_\d+_attentions_\d+_{_ATTENTION}",
+        rf"mid_block_attentions_0_{_ATTENTION}",
+        r"(down_blocks|up_blocks|mid_block)_.*resnets_\d+_",
+        rf"(input|output)_blocks_\d+_1_{_ATTENTION}",
+    ),
+    labels=("stable-diffusion-v1", "stable-diffusion-v2", "sd_v1", "sd_v2"),
+)
+
+CASCADE = Family(
+    name="cascade",
+    title="Stable Cascade",
+    signs=(r"(down_blocks|up_blocks)_\d+_\d+_(attention_attn|channelwise|mapper|depthwise)",),
+    labels=("stable-cascade",),
+)

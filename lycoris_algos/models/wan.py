@@ -1,0 +1,61 @@
+"""Wan 2.1 and 2.2, in Alibaba's names; diffusers has its own."""
+
+from __future__ import annotations
+
+from ._base import Family, Rule, renamed
+
+_BLOCK = ("blocks.{}.", "blocks.{}.")
+_ATTENTION = {
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "o",
+    "add_k_proj": "k_img",
+    "add_v_proj": "v_img",
+    "norm_added_k": "norm_k_img",
+    "norm_q": "norm_q",
+    "norm_k": "norm_k",
+}
+
+FAMILY = Family(
+    name="wan",
+    title="Wan",
+    marks=("patch_embedding.weight", "blocks.0.self_attn.q.weight", "blocks.0.cross_attn.q.weight"),
+    rules=(
+        *(
+            Rule(f"blocks.{{}}.{other}.{name}", f"blocks.{{}}.{own}.{path}")
+            for other, own in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+            for name, path in _ATTENTION.items()
+        ),
+        *renamed(
+            {
+                "ffn.net.0.proj": "ffn.0",
+                "ffn.net.2": "ffn.2",
+                "norm2": "norm3",  # the norm before the cross-attention; neither has another with weights
+                "scale_shift_table": "modulation",
+            },
+            within=_BLOCK,
+        ),
+        *renamed(
+            {
+                "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+                "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+                "condition_embedder.time_proj": "time_projection.1",
+                "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+                "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+                "condition_embedder.image_embedder.norm1": "img_emb.proj.0",
+                "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+                "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+                "condition_embedder.image_embedder.norm2": "img_emb.proj.4",
+                "proj_out": "head.head",
+                "scale_shift_table": "head.modulation",
+            }
+        ),
+    ),
+    signs=(
+        r"blocks_\d+_(self_attn|cross_attn)_(q|k|v|o|k_img|v_img)$",
+        r"blocks_\d+_attn[12]_(to_|add_)",
+        r"blocks_\d+_ffn_(\d|net_)",
+    ),
+    labels=("wan",),
+)
