@@ -35,7 +35,8 @@ _CALL = 256 << 20
 def copy_bytes(source: FileIO, start: int, count: int, target: FileIO, read: Read) -> int:
     """Appends ``count`` bytes of ``source`` from ``start`` on to ``target``, at its own position.
 
-    ``read(into, position)`` is how to read from it otherwise. Answers how many were copied: less than ``count`` only where ``source`` ends. Raises OSError.
+    ``read(into, position)`` is how to read from it otherwise. Answers how many were copied: less than
+    ``count`` only where ``source`` ends. Raises OSError.
     """
     done = 0
     if _in_kernel is not None:
@@ -65,4 +66,3 @@ def _copy_by_hand(read: Read, start: int, count: int, target: FileIO) -> int:
             written += target.write(part[written:size])
         done += size
     return done
-

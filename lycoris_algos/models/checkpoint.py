@@ -1,19 +1,23 @@
 """Which part of a checkpoint's tensors a layer name of an adapter file means.
 
 A checkpoint is known by the names and shapes in its header, so its own keys are indexed: the diffusion model
-under the flat and dotted names of its own paths (which is how most trainers spell them), a UNet under
-diffusers' names as well (checkpoint_unet.py), text encoders under the names of the transformers library
-(checkpoint_text.py). Nothing here knows what a file is *supposed* to contain: what is there is found.
+under its own paths, a UNet under diffusers' as well (checkpoint_unet.py), other families under what
+``names_in`` knows, and text encoders under the paths of the transformers library (checkpoint_text.py).
+Nothing here knows what a file is *supposed* to contain: what is there is found.
 
-A name does not always mean a whole tensor: OpenCLIP keeps q, k and v in one, and a projection transposed. So
-the answer is a ``Spot``.
+A path does not always mean a whole tensor: OpenCLIP keeps q, k and v in one, and a projection transposed. So
+the answer is a ``Spot``. And it may have several meanings, as in a checkpoint with two CLIPs: all are
+offered, best first, and an adapter held against the shapes decides.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from . import Located, names_in
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -47,29 +51,49 @@ class Place:
 
     weight: Spot
     bias: Spot | None = None
+    #: ComfyUI's name of the text encoder that it belongs to.
+    encoder: str | None = None
 
 
-@dataclass(frozen=True)
+class Names:
+    """Places by path, dotted or with underscores for dots."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, dict[Place, None]] = defaultdict(dict)
+        self._flat: dict[str, dict[Place, None]] = defaultdict(dict)
+
+    def add(self, path: str, where: Place) -> None:
+        """Adds a meaning of ``path``, after those that it has."""
+        self._exact[path].setdefault(where)
+        self._flat[_flat(path)].setdefault(where)
+
+    def look_up(self, path: str) -> Iterator[Place]:
+        """What ``path`` may mean, best first: to the letter if anything is, else with dots as underscores."""
+        yield from self._exact.get(path) or self._flat.get(_flat(path)) or ()
+
+    def __len__(self) -> int:
+        return len(self._exact)
+
+
+@dataclass(frozen=True, eq=False)
 class CheckpointIndex:
-    """The layer names that a checkpoint answers to, and what its tensors belong to.
+    """The layers that a checkpoint has, and what its tensors belong to.
 
-    ``model`` and ``text`` are the names of the diffusion model's and of the text encoders' layers. ``parts``
-    says of every key that belongs to one of them, or to the VAE: "model", "text", "vae".
+    ``model`` and ``text`` are the layers of the diffusion model and of the text encoders, which ``encoders``
+    names in the order of their numbers. ``parts`` says of every key that belongs to one of them, or to the
+    VAE: "model", "text", "vae".
     """
 
-    model: Mapping[str, Place]
-    text: Mapping[str, Place]
-    parts: Mapping[str, str]
+    model: Names = field(default_factory=Names)
+    text: Names = field(default_factory=Names)
+    encoders: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def what(self) -> str:
         """What the checkpoint holds that adapters can change, in words."""
-        found = [
-            words
-            for names, words in ((self.model, "a diffusion model"), (self.text, "text encoders"))
-            if names
-        ]
-        return " and ".join(found) or "no model"
+        kinds = ((self.model, "a diffusion model"), (self.text, "text encoders"))
+        return " and ".join(words for names, words in kinds if len(names)) or "no model"
 
 
 # Where a checkpoint keeps its diffusion model: the first of these below which there is enough of one.
@@ -80,31 +104,34 @@ _VAE = re.compile(r"(first_stage_model|vae|pretransform)\.")
 _OTHER = re.compile(
     r"(conditioner|cond_stage_model|text_encoders?|embedder|clip_vision|model_ema|denoiser|control_model|loss)\."
 )
-_FLUX_LINEAR1 = re.compile(r"(.*\bsingle_blocks\.\d+\.linear1)\.weight")
-_ROOTS = ("diffusion_model.", "transformer.", "base_model.model.", "unet.", "")
-_FLAT_ROOTS = ("lora_unet_", "lycoris_", "lora_transformer_", "lora_prior_unet_")
 
 
 def index_checkpoint(shapes: Shapes) -> CheckpointIndex:
-    """The names that a checkpoint of {key: shape} answers to; keys in the order of the file."""
+    """What a checkpoint of {key: shape} holds; keys in the order of the file."""
     from . import checkpoint_text, checkpoint_unet
 
-    text, text_keys = checkpoint_text.text_names(shapes)
-    parts = dict.fromkeys(text_keys, "text")
+    text = Names()
+    parts: dict[str, str] = {}
+    encoders = checkpoint_text.encoders(shapes)
+    for encoder in encoders:
+        parts.update(dict.fromkeys(encoder.keys, "text"))
+        for path, where in encoder.names():
+            text.add(path, where)
     parts.update((key, "vae") for key in shapes if key not in parts and _VAE.match(key))
+    model = Names()
     prefix = _model_prefix(shapes, parts)
-    if prefix is None:
-        return CheckpointIndex({}, text, parts)
-    own = [key for key in shapes if key.startswith(prefix) and key not in parts]
-    if not prefix:
-        own = [key for key in own if not _OTHER.match(key)]
-    parts.update(dict.fromkeys(own, "model"))
-    inside = {key[len(prefix) :]: shapes[key] for key in own}
-    model: dict[str, Place] = {}
-    # A name of the model's own wins over one that another program gives to something else.
-    for names in (checkpoint_unet.diffusers_names(inside), dict(_own_names(inside))):
-        model.update({name: _below(prefix, where) for name, where in names.items()})
-    return CheckpointIndex(model, text, parts)
+    if prefix is not None:
+        own = [key for key in shapes if key.startswith(prefix) and key not in parts]
+        own = own if prefix else [key for key in own if not _OTHER.match(key)]
+        parts.update(dict.fromkeys(own, "model"))
+        inside = {key[len(prefix) :]: shapes[key] for key in own}
+        for key in inside:
+            model.add(key.removesuffix(".weight"), _below(prefix, place(key, inside)))
+        for path, where in checkpoint_unet.diffusers_names(inside):
+            model.add(path, _below(prefix, where))
+        for path, located in names_in({k: s for k, s in inside.items() if not k.endswith(".bias")}):
+            model.add(path, _below(prefix, _located(located, inside)))
+    return CheckpointIndex(model, text, tuple(encoder.name for encoder in encoders), parts)
 
 
 def place(key: str, shapes: Shapes) -> Place:
@@ -114,17 +141,15 @@ def place(key: str, shapes: Shapes) -> Place:
     return Place(Spot(key), Spot(bias) if has_bias else None)
 
 
-def flat(path: str) -> str:
-    """``path`` as kohya and LyCORIS spell it."""
-    return path.removesuffix(".weight").replace(".", "_")
+def _located(located: Located, shapes: Shapes) -> Place:
+    part = None if located.rows is None else (0, *located.rows)
+    whole = place(located.key, shapes)
+    bias = None if whole.bias is None else replace(whole.bias, part=part, swapped=located.swapped)
+    return Place(replace(whole.weight, part=part, swapped=located.swapped), bias)
 
 
-def model_spellings(path: str) -> Iterator[str]:
-    """Every way to spell the layer at ``path`` (dotted, without ".weight") of a diffusion model."""
-    for root in _FLAT_ROOTS:
-        yield root + flat(path)
-    for root in _ROOTS:
-        yield root + path
+def _flat(path: str) -> str:
+    return path.replace(".", "_")
 
 
 def _model_prefix(shapes: Shapes, parts: Mapping[str, str]) -> str | None:
@@ -135,21 +160,6 @@ def _model_prefix(shapes: Shapes, parts: Mapping[str, str]) -> str | None:
             return prefix
     bare = any(len(shapes[key]) >= 2 and not _OTHER.match(key) for key in rest)
     return "" if bare else None
-
-
-def _own_names(inside: Shapes) -> Iterator[tuple[str, Place]]:
-    for key, shape in inside.items():
-        if key.endswith(".bias"):
-            yield f"diffusion_model.{key}", Place(Spot(key))
-            continue
-        where = place(key, inside)
-        for name in model_spellings(key.removesuffix(".weight")):
-            yield name, where
-        match = _FLUX_LINEAR1.fullmatch(key)
-        if match is not None and len(shape) == 2:
-            rows = (0, 0, 3 * shape[1])
-            bias = None if where.bias is None else replace(where.bias, part=rows)
-            yield f"diffusion_model.{match[1]}_qkv", Place(replace(where.weight, part=rows), bias)
 
 
 def _below(prefix: str, where: Place) -> Place:

@@ -1,34 +1,48 @@
-"""Text encoders of a checkpoint under the names that adapter files give their layers.
+"""Text encoders of a checkpoint under the paths that adapter files have for their layers.
 
 Files spell an encoder's layers as the transformers library does. A checkpoint may hold an encoder in that
 form, or as OpenCLIP stores it (Stable Diffusion 2 and the large one of XL): other names, q, k and v as one
 weight, and the projection transposed.
 
 An encoder is recognised by its keys, wherever it is; a CLIP by its width as well (768 is CLIP-L, 1024 the one
-of Stable Diffusion 2, 1280 CLIP-G). ``lora_te_`` means the only or first one, ``lora_te2_`` the second.
+of Stable Diffusion 2, 1280 CLIP-G).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .checkpoint import Place, Shapes, Spot, flat, place
+from .checkpoint import Place, Shapes, Spot, place
 
 
 @dataclass(frozen=True)
-class _Encoder:
-    """One encoder: its layers by the path that transformers gives them, and the keys that are its own."""
+class Encoder:
+    """One encoder: its layers by their path in ComfyUI's module of it, and the keys that are its own."""
 
-    #: clip_l, clip_h, clip_g, t5, bert or other
-    kind: str
-    #: What follows ``text_encoders.`` in ComfyUI's own names: "clip_l.transformer."
-    root: str
+    #: As ComfyUI calls it: clip_l, clip_g, t5xxl …
+    name: str
     layers: Mapping[str, Place]
     keys: tuple[str, ...]
 
+    def names(self) -> Iterator[tuple[str, Place]]:
+        """(path, place) of every layer, under every path that ComfyUI's names and trainers' have for it."""
+        for key, where in self.layers.items():
+            own = replace(where, encoder=self.name)
+            path = key.removesuffix(".weight")
+            yield f"{self.name}.transformer.{path}", own
+            yield f"{self.name}.{path}", own
+            yield path, own
+            # Modules that wrap the layers in some versions of the library, and not in others.
+            for wrapper in _WRAPPERS:
+                if path.startswith(wrapper):
+                    for outer in _LANGUAGE_MODELS if wrapper == "model." else ("",):
+                        yield outer + path.removeprefix(wrapper), own
 
+
+_WRAPPERS = ("text_model.", "model.", "bert.")
+_LANGUAGE_MODELS = ("", "language_model.", "model.language_model.")
 _CLIP = re.compile(r"(.*?)(text_model\.)?encoder\.layers\.\d+\.self_attn\.q_proj\.weight")
 _OPENCLIP = re.compile(r"(.*?)transformer\.resblocks\.\d+\.attn\.in_proj_weight")
 _T5 = re.compile(r"(.*?)encoder\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight")
@@ -49,62 +63,64 @@ _OPENCLIP_REST = {
     "ln_final.weight": "text_model.final_layer_norm.weight",
     "text_projection.weight": "text_projection.weight",
 }
-_HOST_NAMES = {"t5": "t5xxl", "bert": "hydit_clip"}
+_FORMS = {"openclip": _OPENCLIP, "clip": _CLIP, "t5": _T5, "bert": _BERT}
+_ORDER = ("clip_l", "clip_h", "clip_g", "hydit_clip", "t5xxl")
+# A file that is nothing but a language model, such as Qwen, Llama or Gemma.
+_LANGUAGE_MODEL = re.compile(
+    r"(language_)?model\.(language_model\.)?"
+    r"(layers\.\d+\.(self_attn|mlp|\w+_layernorm)|embed_tokens|norm)\."
+)
 _RESBLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
 
 
-def text_names(shapes: Shapes) -> tuple[dict[str, Place], tuple[str, ...]]:
-    """({name in a file: place} of all text encoders, the keys that belong to one)."""
-    encoders = list(_encoders(shapes))
-    kinds = {encoder.kind for encoder in encoders}
-    names: dict[str, Place] = {}
-    for encoder in encoders:
-        flat_prefixes, prefixes = _prefixes(encoder.kind, kinds)
-        for path, where in encoder.layers.items():
-            layer = path.removesuffix(".weight")
-            # Files leave out the name of the model around a BERT.
-            short = flat(path.removeprefix("bert."))
-            names.update(dict.fromkeys((prefix + short for prefix in flat_prefixes), where))
-            names.update(dict.fromkeys((prefix + layer for prefix in prefixes), where))
-            names[f"text_encoders.{encoder.root}{layer}"] = where
-    return names, tuple(key for encoder in encoders for key in encoder.keys)
-
-
-def _encoders(shapes: Shapes) -> Iterator[_Encoder]:
+def encoders(shapes: Shapes) -> list[Encoder]:
+    """The text encoders of a checkpoint, in the order in which ComfyUI has them: CLIPs, then others."""
     roots: dict[tuple[str, str], str] = {}
     for key in shapes:
         if _VISION.search(key):
             continue
-        for form, pattern in (("openclip", _OPENCLIP), ("clip", _CLIP), ("t5", _T5), ("bert", _BERT)):
+        for form, pattern in _FORMS.items():
             match = pattern.fullmatch(key)
             if match is not None:
                 roots.setdefault((form, match[1]), key)
-    for (form, root), key in roots.items():
-        own = [k for k in shapes if k.startswith(root) and not _VISION.search(k)]
-        # A file that is nothing but an encoder has no root, and all of it belongs to the encoder.
-        named = _NAMED.match(root)
-        name = named[1] if named is not None else None
-        if form in ("clip", "openclip"):
-            kind = _CLIP_WIDTHS.get(shapes[key][1], "clip_l")
-            layers = (_clip if form == "clip" else _openclip)(root, own, shapes)
-        else:
-            kind = form
-            layers = {k[len(root) :]: place(k, shapes) for k in own if not k.endswith(".bias")}
-        yield _Encoder(kind, f"{name or _HOST_NAMES.get(kind, kind)}.transformer.", layers, tuple(own))
-    yield from _others(shapes, [root for _, root in roots])
+    found = [_encoder(form, root, key, shapes) for (form, root), key in roots.items()]
+    found += _others(shapes, {key for encoder in found for key in encoder.keys})
+    return sorted(found, key=lambda encoder: _ORDER.index(encoder.name) if encoder.name in _ORDER else 9)
 
 
-def _others(shapes: Shapes, known: Iterable[str]) -> Iterator[_Encoder]:
-    """Encoders that only ComfyUI's own names reach: language models below ``text_encoders.``."""
-    found: dict[str, list[str]] = {}
+def _encoder(form: str, root: str, key: str, shapes: Shapes) -> Encoder:
+    # A file that is nothing but an encoder has no root, and all of it belongs to the encoder.
+    own = [k for k in shapes if k.startswith(root) and not _VISION.search(k)]
+    named = _NAMED.match(root)
+    if form in ("clip", "openclip"):
+        name = _CLIP_WIDTHS.get(shapes[key][1], "clip_l")
+        layers = (_clip if form == "clip" else _openclip)(root, own, shapes)
+    else:
+        name = {"t5": "t5xxl", "bert": "hydit_clip"}[form]
+        layers = {k[len(root) :]: place(k, shapes) for k in own if not k.endswith(".bias")}
+    return Encoder(named[1] if named is not None else name, layers, tuple(own))
+
+
+def _others(shapes: Shapes, known: set[str]) -> list[Encoder]:
+    """Encoders of other kinds, language models above all, where the key itself says that it is one."""
+    found: dict[tuple[str, str], list[str]] = {}
     for key in shapes:
-        match = _NAMED.match(key)
-        if match is not None and not any(root and key.startswith(root) for root in known):
-            found.setdefault(match[1], []).append(key)
-    for name, keys in found.items():
-        start = len(f"text_encoders.{name}.")
-        layers = {key[start:]: place(key, shapes) for key in keys if not key.endswith(".bias")}
-        yield _Encoder("other", f"{name}.", layers, tuple(keys))
+        match = _NAMED.match(key) or _LANGUAGE_MODEL.match(key)
+        if match is not None and key not in known:
+            name, root = (match[1], match.group()) if match.re is _NAMED else ("llm", "")
+            found.setdefault((name, root), []).append(key)
+    return [
+        Encoder(
+            name,
+            {
+                key[len(root) :].removeprefix("transformer."): place(key, shapes)
+                for key in keys
+                if not key.endswith(".bias")
+            },
+            tuple(keys),
+        )
+        for (name, root), keys in found.items()
+    ]
 
 
 def _clip(root: str, own: Iterable[str], shapes: Shapes) -> dict[str, Place]:
@@ -146,18 +162,3 @@ def _resblock(key: str, number: str, rest: str, shapes: Shapes) -> Iterator[tupl
         name = _OPENCLIP_NAMES.get(rest.removesuffix(".weight"))
         if name is not None:
             yield f"{layer}.{name}.weight", place(key, shapes)
-
-
-def _prefixes(kind: str, kinds: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the flat and the dotted names of an encoder's layers begin with."""
-    if kind in ("clip_l", "clip_h"):
-        return ("lora_te_", "lora_te1_"), ("text_encoder.",)
-    if kind == "clip_g":
-        if "clip_l" in kinds:
-            return ("lora_te2_",), ("text_encoder_2.",)
-        # The only encoder of SDXL's refiner and of Stable Cascade; or a file of its own.
-        return ("lora_te2_", "lora_te_", "lora_prior_te_"), ("text_encoder_2.", "text_encoder.")
-    if kind == "t5":
-        # Trainers number it by what else they trained; no other encoder has layers of these names.
-        return ("lora_te1_", "lora_te2_", "lora_te3_"), ("text_encoder_2.", "text_encoder_3.")
-    return (("lora_te1_",), ()) if kind == "bert" else ((), ())

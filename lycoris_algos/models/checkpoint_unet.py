@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from .checkpoint import Place, Shapes, model_spellings, place
+from .checkpoint import Place, Shapes, place
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -32,22 +32,18 @@ _REST = {
 _BLOCK = re.compile(r"((?:input|output)_blocks\.\d+|middle_block)\.(\d+)\.(.+)")
 
 
-def diffusers_names(inside: Shapes) -> Mapping[str, Place]:
-    """{name in a file: place} of the UNet with these keys; empty if it is no such UNet.
+def diffusers_names(inside: Shapes) -> Iterator[tuple[str, Place]]:
+    """(path in diffusers' UNet, place) of every layer of the UNet with these keys; nothing if it is none.
 
     ``inside`` is {key: shape} of the diffusion model without its prefix.
     """
     if "input_blocks.0.0.weight" not in inside:
-        return {}
+        return
     roots = _roots(_modules(inside))
-    names: dict[str, Place] = {}
     for key in inside:
-        if not key.endswith(".weight"):
-            continue
-        for path in _paths(key.removesuffix(".weight"), roots):
-            where = place(key, inside)
-            names.update(dict.fromkeys(_spellings(path), where))
-    return names
+        if key.endswith(".weight"):
+            for path in _paths(key.removesuffix(".weight"), roots):
+                yield path, place(key, inside)
 
 
 def _modules(inside: Shapes) -> dict[str, dict[int, set[str]]]:
@@ -108,11 +104,3 @@ def _paths(module: str, roots: Mapping[str, str]) -> Iterator[str]:
             rest = _RESNET.get(rest, rest)
             yield f"{root}.{rest}" if rest else root
             return
-
-
-def _spellings(path: str) -> Iterator[str]:
-    yield from model_spellings(path)
-    # diffusers' attention processors, before they became layers of their own.
-    old = path.replace(".to_", ".processor.to_").removesuffix(".0") if ".to_" in path else None
-    if old is not None:
-        yield from (old, f"unet.{old}")
