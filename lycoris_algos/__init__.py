@@ -13,17 +13,20 @@ from .adapters import LayerAdapter, apply_
 from .errors import (
     AmbiguousAdapterError,
     BadValueError,
+    CancelledError,
     FileFormatError,
     LycorisError,
+    NeedsBaseError,
     NoMatchError,
     NoRankError,
+    NoSpellingError,
     NotAnAdapterError,
     ShapeMismatchError,
     SiblingRowsError,
     UnknownAdapterError,
 )
 from .inspection import describe
-from .network import AdapterSet, Unmatched, from_tensors, load, save, with_rank
+from .network import AdapterSet, Unmatched, convert, from_tensors, load, save, with_rank
 
 __version__ = "0.1.0"
 
@@ -31,17 +34,21 @@ __all__ = [
     "AdapterSet",
     "AmbiguousAdapterError",
     "BadValueError",
+    "CancelledError",
     "FileFormatError",
     "LayerAdapter",
     "LycorisError",
+    "NeedsBaseError",
     "NoMatchError",
     "NoRankError",
+    "NoSpellingError",
     "NotAnAdapterError",
     "ShapeMismatchError",
     "SiblingRowsError",
     "UnknownAdapterError",
     "Unmatched",
     "apply_",
+    "convert",
     "describe",
     "from_tensors",
     "load",

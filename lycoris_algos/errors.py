@@ -58,5 +58,13 @@ class NoRankError(LycorisError):
     """A rank was asked of an algorithm that cannot be cut to one."""
 
 
+class NeedsBaseError(LycorisError):
+    """A change that depends on the weight was asked for without the base weight."""
+
+
+class NoSpellingError(LycorisError):
+    """A layer or an algorithm that a dialect has no name for, or whose name there is not known."""
+
+
 class CancelledError(LycorisError):
-    """The user stopped long work; nothing of it is left behind."""
+    """Long work was cancelled by the user. Nothing of it is left behind."""

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, load, stack
+from . import apply, combine, load, save, stack
 from .host.paths import register_folder
 
-NODES: list[type[io.ComfyNode]] = [*load.NODES, *stack.NODES, *apply.NODES]
+NODES: list[type[io.ComfyNode]] = [
+    *load.NODES,
+    *stack.NODES,
+    *apply.NODES,
+    *combine.NODES,
+    *save.NODES,
+]
 
 register_folder()
 

@@ -11,6 +11,7 @@ from pkgutil import iter_modules
 
 from ._base import Component, Core, Part
 from ._layer import LayerAdapter, apply_
+from ._ready import ReadyLayer
 from ._registry import component, cores, known_suffixes, modifiers, parts
 
 for _module in sorted(module.name for module in iter_modules(__path__)):
@@ -22,6 +23,7 @@ __all__ = [
     "Core",
     "LayerAdapter",
     "Part",
+    "ReadyLayer",
     "apply_",
     "component",
     "cores",

@@ -31,6 +31,8 @@ class Component(Stored):
 
     #: Whether ΔW depends on W.
     needs_weight: ClassVar[bool] = False
+    #: Whether ΔW is linear in a stored factor, so that a multiplier can be stored in it (``multiplied``).
+    linear: ClassVar[bool] = False
 
     # ---- shapes ---------------------------------------------------------------------------------
 
@@ -50,7 +52,16 @@ class Component(Stored):
                 f"{'×'.join(map(str, shape)) or 'a single number'}"
             )
 
+    @property
+    def weight_shape(self) -> tuple[int, ...] | None:
+        """The shape of the weight it was trained on, kernel and all; None where the tensors do not tell."""
+        return None
+
     # ---- maths ----------------------------------------------------------------------------------
+
+    def multiplied(self, factor: float) -> Component | None:
+        """The same with ``factor``·ΔW, stored the same way; None unless ``linear``."""
+        return None
 
     @abstractmethod
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Component:
@@ -140,6 +151,37 @@ class Core(Component):
         """
         return self
 
+    @property
+    def exact_rank(self) -> int | None:
+        """How many ranks two factors need, at most, to hold ΔW exactly; None where nothing tells."""
+        return None
+
+    def low_rank(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """ΔW exactly, as (up (o, r), down (r, i·∏k)), where that is smaller than ΔW: r·(o + i·∏k) < o·i·∏k.
+
+        None otherwise, and for a ΔW that depends on W while no ``weight`` is given. On the device of
+        ``weight`` (else of the factors), in float32 or float64.
+        """
+        shape: Sequence[int]
+        if weight is not None:
+            shape, device, dtype = weight.shape, weight.device, compute_dtype(weight.dtype)
+            self.fits(shape)
+        elif self.needs_weight:
+            return None
+        else:
+            rows, columns = self.matrix_shape
+            shape, (device, dtype) = (rows or 1, columns or 1), self._home()
+        if not pays(self.exact_rank, shape[0], math.prod(shape[1:])):
+            return None
+        form = self.ready(shape, device, dtype)
+        assert isinstance(form, Core)
+        base = weight.to(dtype).reshape(shape[0], -1) if weight is not None and self.needs_weight else None
+        return form.ready_low_rank(base)
+
+    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """``low_rank`` of a ``ready`` form, with W as a matrix where it is needed."""
+        return None
+
     def bias_parts(self) -> tuple[Part, ...]:
         """What the core does to the layer's bias besides its weight; nothing for most."""
         return ()
@@ -178,3 +220,8 @@ def scale(alpha: float | None, rank: int | None, fixed: float | None = None) -> 
     if fixed is not None:
         return fixed
     return 1.0 if alpha is None or rank is None else alpha / rank
+
+
+def pays(rank: int | None, rows: int, columns: int) -> bool:
+    """Whether factors of ``rank`` are smaller than the matrix (rows, columns) that they stand for."""
+    return rank is not None and rank * (rows + columns) < rows * columns

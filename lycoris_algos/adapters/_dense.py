@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
-from ..ops.dtypes import compute_dtype, to_compute
+from ..ops.dtypes import compute_dtype, times, to_compute
 from ..ops.rows import row_blocks, rows_per_block
 from ._base import Part
 
@@ -18,6 +19,8 @@ from ._base import Part
 @dataclass(frozen=True, eq=False)
 class DenseDelta(Part, register=False):
     """ΔW is the stored tensor, in the parameter's own shape."""
+
+    linear: ClassVar[bool] = True
 
     change: Tensor
 
@@ -30,8 +33,17 @@ class DenseDelta(Part, register=False):
         shape = self.change.shape
         return (shape[0] if shape else 1), math.prod(shape[1:])
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return tuple(self.change.shape)
+
+    def multiplied(self, factor: float) -> DenseDelta | None:
+        return replace(self, change=times(self.change, factor))
+
     def fits(self, shape: Sequence[int]) -> None:
-        if tuple(self.change.shape) != tuple(shape):
+        # As matrices: a 1×1 convolution may be a Linear to the model, and a change that was combined without
+        # the base weight is flat, since nothing told its kernel.
+        if self.matrix_shape != (shape[0] if shape else 1, math.prod(shape[1:])):
             raise ShapeMismatchError(
                 f"{self.title} is {'×'.join(map(str, self.change.shape))}, "
                 f"but the {self.target} is {'×'.join(map(str, shape))}"

@@ -181,6 +181,71 @@ class LayerAdapter:
         """Whether ΔW depends on the weight that it is added to."""
         return self.magnitude is not None or any(item.needs_weight for item in self.weight_components)
 
+    @property
+    def weight_shape(self) -> tuple[int, ...] | None:
+        """The shape of the weight it was trained on, where its tensors tell it; see ``Component``."""
+        if self.reshape is not None:
+            return None  # they tell the shape afterwards
+        found = (component.weight_shape for component in self.weight_components)
+        return next((shape for shape in found if shape is not None), None)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int] | None:
+        """(o, i·∏k) of the weight it changes, where its tensors tell it."""
+        for component in self.weight_components:
+            rows, columns = component.matrix_shape
+            if rows is not None and columns is not None:
+                return rows, columns
+        return None
+
+    @property
+    def exact_rank(self) -> int | None:
+        """Rank of two factors that hold ΔW exactly (see ``Core``); None for anything but a plain core."""
+        plain = self.core is not None and not self.parts and self.magnitude is None
+        return self.core.exact_rank if plain and self.core is not None else None
+
+    def low_rank(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """ΔW exactly as (up, down) where that is smaller than ΔW; see ``Core.low_rank``."""
+        if self.core is None or self.exact_rank is None:
+            return None
+        if weight is not None:
+            weight = enlarged(weight, self.new_shape(tuple(weight.shape)))
+        return self.core.low_rank(weight)
+
+    @property
+    def linear(self) -> bool:
+        """Whether a multiplier can be stored in its factors (``multiplied``)."""
+        items = (*self.weight_components, *self.bias_parts)
+        return self.magnitude is None and all(item.linear for item in items)
+
+    def multiplied(self, factor: float) -> LayerAdapter | None:
+        """The same with ``factor``·ΔW on weight and bias, in the same form.
+
+        None where no stored factor does that: with DoRA, and for algorithms that are not linear in one.
+        """
+        if factor == 1.0:
+            return self
+        if self.magnitude is not None:
+            return None
+        found = [item.multiplied(factor) for item in (*self.weight_components, *self.bias_parts)]
+        parts = tuple(item for item in found if isinstance(item, Part))
+        core = _only([item for item in found if isinstance(item, Core)])
+        if None in found:
+            return None
+        count = len(self.parts)
+        return replace(self, core=core, parts=parts[:count], bias_parts=parts[count:])
+
+    def cast(self, dtype: torch.dtype, device: torch.device | None = None) -> LayerAdapter:
+        """The same with every real tensor stored in ``dtype`` (on ``device``)."""
+        magnitude = self.magnitude
+        return replace(
+            self,
+            core=None if self.core is None else self.core.cast(dtype, device),
+            parts=tuple(part.cast(dtype, device) for part in self.parts),
+            bias_parts=tuple(part.cast(dtype, device) for part in self.bias_parts),
+            magnitude=None if magnitude is None else magnitude.cast(dtype, device),
+        )
+
     def new_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that a weight of ``shape`` has afterwards; another one only with ``reshape``."""
         return shape if self.reshape is None else self.reshape.new_shape(shape)

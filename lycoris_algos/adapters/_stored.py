@@ -106,6 +106,15 @@ class Stored(ABC):
             if isinstance(value, Tensor) and _KEY in field.metadata:
                 yield field.metadata[_KEY], value
 
+    def cast(self, dtype: torch.dtype, device: torch.device | None = None) -> Self:
+        """The same with every real tensor stored in ``dtype``; whole numbers and alpha stay as they are."""
+        changed: dict[str, Any] = {
+            field.name: getattr(self, field.name).to(device=device, dtype=dtype)
+            for field in _fields(type(self))
+            if field.metadata.get(_KIND) == "real" and getattr(self, field.name) is not None
+        }
+        return dataclasses.replace(self, **changed)  # type: ignore[type-var]
+
     @abstractmethod
     def check(self) -> None:
         """Raises ShapeMismatchError or BadValueError if the tensors do not fit each other."""

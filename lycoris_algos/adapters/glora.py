@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
-from ..ops.dtypes import to_compute
+from ..ops.dtypes import times, to_compute
 from ..ops.rows import row_blocks, rows_per_block
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
@@ -36,6 +36,7 @@ class GLoRA(Core):
         required=("a1.weight", "a2.weight", "b1.weight", "b2.weight"), optional=("bm.weight", "alpha")
     )
     needs_weight: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     a1: Tensor = tensor("a1.weight")
     a2: Tensor = tensor("a2.weight")
@@ -68,6 +69,21 @@ class GLoRA(Core):
         kernel = 1 if self.bm is None else self.bm[0, 0].numel()
         return b1.shape[0], b2[0].numel() * kernel
 
+    @property
+    def weight_shape(self) -> tuple[int, ...] | None:
+        _, _, b1, b2 = self._in_order()
+        inputs, kernel = (b2.shape[1:], ()) if self.bm is None else (b2.shape[1:2], self.bm.shape[2:])
+        return (b1.shape[0], *inputs, *kernel)
+
+    @property
+    def exact_rank(self) -> int:
+        a1, _, _, _ = self._in_order()
+        return self.rank * (1 + self.matrix_shape[1] // a1.shape[0])
+
+    def multiplied(self, factor: float) -> GLoRA:
+        # One of each pair, and in either order of storing them.
+        return replace(self, a1=times(self.a1, factor), b1=times(self.b1, factor))
+
     def fits(self, shape: Sequence[int]) -> None:
         super().fits(shape)
         inputs = self._in_order()[0].shape[0]
@@ -87,6 +103,15 @@ class GLoRA(Core):
         channels = weight.view(weight.shape[0], self.a1.shape[0], -1)
         passed = torch.einsum("oik,ir,rj->ojk", channels, self.a1, self.a2)
         return (self.b1 @ self.b2 + passed.reshape(weight.shape)) * scale(self.alpha, self.rank)
+
+    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert weight is not None  # needs_weight
+        channels = weight.reshape(weight.shape[0], self.a1.shape[0], -1)
+        # W·a1 at each kernel position is a rank of its own: (W·a1)·a2 = up·(a2 ⊗ I).
+        passed = torch.einsum("oik,ir->ork", channels, self.a1).reshape(weight.shape[0], -1)
+        same = torch.eye(channels.shape[2], dtype=self.a2.dtype, device=self.a2.device)
+        up = torch.cat((self.b1, passed), dim=1) * scale(self.alpha, self.rank)
+        return up, torch.cat((self.b2, torch.kron(self.a2.contiguous(), same)))
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         value = multiplier * scale(self.alpha, self.rank)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadValueError, ShapeMismatchError
-from ..ops.dtypes import to_compute
+from ..ops.dtypes import times, to_compute
 from ._base import Core, IndirectCore, Part
 from ._keys import KeySpec
 from ._stored import number, tensor
@@ -38,6 +38,7 @@ class IA3(Core):
     reference: ClassVar[str] = _REFERENCE
     keys: ClassVar[KeySpec] = KeySpec(required=("weight", "on_input"))
     needs_weight: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     weight: Tensor = tensor("weight")
     on_input: float = number("on_input")
@@ -66,6 +67,9 @@ class IA3(Core):
                 f"(IA)³ scales {self.weight.numel()} {'input' if axis else 'output'} channels, "
                 f"but the weight is {'×'.join(map(str, shape))}"
             )
+
+    def multiplied(self, factor: float) -> IA3:
+        return replace(self, weight=times(self.weight, factor))
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> IA3:
         vector = to_compute(self.weight, device, dtype).reshape(-1)

@@ -16,7 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..ops.dtypes import to_compute
+from ..ops.dtypes import times, to_compute
+from ..ops.hadamard import fit_hadamard, khatri_rao
 from ..ops.rows import row_blocks, rows_per_block
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
@@ -36,6 +37,7 @@ class LoHa(Core):
         together=(("hada_t1", "hada_t2"),),
         optional=("alpha", "scale"),
     )
+    linear: ClassVar[bool] = True
 
     w1_a: Tensor = tensor("hada_w1_a")
     w1_b: Tensor = tensor("hada_w1_b")
@@ -75,6 +77,25 @@ class LoHa(Core):
     def matrix_shape(self) -> tuple[int, int]:
         return self._half_shape(1)
 
+    @property
+    def weight_shape(self) -> tuple[int, ...] | None:
+        if self.t1 is not None:
+            return (self.w1_a[0].numel(), self.w1_b[0].numel(), *self.t1.shape[2:])
+        # A flat factor is that of a Linear or of a convolution: LyCORIS stores both alike.
+        return (self.w1_a.shape[0], *self.w1_b.shape[1:]) if self.w1_b.dim() > 2 else None
+
+    @property
+    def exact_rank(self) -> int:
+        return self.rank * self.w2_b.shape[0]
+
+    @classmethod
+    def approximate(cls, matrix: Tensor, rank: int) -> LoHa:
+        """The LoHa of ``rank`` near a change (o, i·∏k), as alternating least squares finds it."""
+        return cls(*fit_hadamard(matrix, rank), alpha=float(rank))
+
+    def multiplied(self, factor: float) -> LoHa:
+        return replace(self, w1_a=times(self.w1_a, factor))
+
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoHa:
         def half(a: Tensor, b: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
             a, b = to_compute(a, device, dtype).flatten(1), to_compute(b, device, dtype).flatten(1)
@@ -87,6 +108,10 @@ class LoHa(Core):
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         w1 = (self.w1_a * scale(self.alpha, self.rank, self.fixed_scale)) @ self.w1_b
         return w1 * (self.w2_a @ self.w2_b)
+
+    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        up, down = khatri_rao(self.w1_a, self.w1_b, self.w2_a, self.w2_b)
+        return up * scale(self.alpha, self.rank, self.fixed_scale), down
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         # Both products are as large as the weight, so they are made a block at a time, and as one batch,

@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..ops.dtypes import to_compute
-from ..ops.kronecker import add_kron_rows_
+from ..ops.dtypes import times, to_compute
+from ..ops.kronecker import add_kron_rows_, kron_factors
 from ..ops.lowrank import best_factors
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
@@ -44,6 +44,7 @@ class LoKr(Core):
         ),
         optional=("alpha", "scale"),
     )
+    linear: ClassVar[bool] = True
 
     w1: Tensor | None = tensor("lokr_w1", optional=True)
     w1_a: Tensor | None = tensor("lokr_w1_a", optional=True)
@@ -75,16 +76,18 @@ class LoKr(Core):
             require_equal("rank", ranks)
 
     def facts(self) -> dict[str, float]:
-        rows, columns = self._first_shape()
+        rows, columns = self.first_shape
         factor = {"factor": rows} if rows == columns else {"factor out": rows, "factor in": columns}
         return {**super().facts(), **factor}
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        (o1, i1), (o2, i2) = self._first_shape(), self._second_shape()
+        (o1, i1), (o2, i2) = self.first_shape, self._second_shape()
         return o1 * o2, i1 * i2
 
-    def _first_shape(self) -> tuple[int, int]:
+    @property
+    def first_shape(self) -> tuple[int, int]:
+        """(o1, i1), the shape of w1."""
         if self.w1 is not None:
             return self.w1.shape[0], self.w1[0].numel()
         a, b = _both(self.w1_a, self.w1_b)
@@ -97,6 +100,40 @@ class LoKr(Core):
         if self.t2 is None:
             return a.shape[0], b[0].numel()
         return a[0].numel(), b[0].numel() * self.t2[0, 0].numel()
+
+    @property
+    def weight_shape(self) -> tuple[int, ...] | None:
+        (o1, i1), (o2, _) = self.first_shape, self._second_shape()
+        if self.w2 is not None:
+            return (o1 * o2, i1 * self.w2.shape[1], *self.w2.shape[2:])
+        _, b = _both(self.w2_a, self.w2_b)
+        # A flat pair is that of a Linear or of a convolution: LyCORIS stores both alike.
+        return None if self.t2 is None else (o1 * o2, i1 * b[0].numel(), *self.t2.shape[2:])
+
+    @property
+    def exact_rank(self) -> int:
+        first, second = min(self.first_shape), min(self._second_shape())
+        if self.w1_b is not None:
+            first = min(first, self.w1_b.shape[0])
+        return first * (second if self.w2_b is None else min(second, self.w2_b.shape[0]))
+
+    @classmethod
+    def of(cls, w1: Tensor, w2: Tensor, shape: Sequence[int] | None, rank: int | None = None) -> LoKr:
+        """The LoKr with ΔW = w1 ⊗ w2 (o2, i2·∏k), stored as files of a weight of ``shape`` hold it.
+
+        With ``rank``, w2 is cut to the best factors of that rank where they are smaller than w2.
+        """
+        if rank is not None and rank * sum(w2.shape) < w2.numel():
+            left, right = best_factors(w2, torch.eye(w2.shape[1], dtype=w2.dtype, device=w2.device), rank)
+            return cls(w1=w1, w2_a=left.contiguous(), w2_b=right.contiguous(), alpha=float(rank))
+        kernel = () if shape is None else shape[2:]
+        w2 = w2.reshape(w2.shape[0], w2.shape[1] // torch.Size(kernel).numel(), *kernel)
+        return cls(w1=w1.contiguous(), w2=w2.contiguous(), alpha=1.0)
+
+    def multiplied(self, factor: float) -> LoKr:
+        if self.w1 is not None:
+            return replace(self, w1=times(self.w1, factor))
+        return replace(self, w1_a=times(_both(self.w1_a, self.w1_b)[0], factor))
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoKr:
         """w1 whole with s in it; w2 whole too, unless w1 is so small that w2 is nearly the weight."""
@@ -144,10 +181,23 @@ class LoKr(Core):
             alpha *= cut.rank / self.rank
         return replace(cut, alpha=alpha)
 
+    def shares_first(self, other: LoKr) -> bool:
+        """Whether w1 is the same in both, so that their sum is one LoKr."""
+        return _equal((self.w1, self.w1_a, self.w1_b), (other.w1, other.w1_a, other.w1_b))
+
+    def shares_second(self, other: LoKr) -> bool:
+        """Whether w2 is the same in both, so that their sum is one LoKr."""
+        own, others = (self.w2, self.w2_a, self.w2_b, self.t2), (other.w2, other.w2_a, other.w2_b, other.t2)
+        return _equal(own, others)
+
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         assert self.w1 is not None  # a ready form has it
         w2 = self.w2 if self.w2 is not None else torch.mm(*_both(self.w2_a, self.w2_b))
         return torch.kron(self.w1, w2.contiguous())
+
+    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self.w1 is not None
+        return kron_factors(self.w1, self.w2 if self.w2 is not None else _both(self.w2_a, self.w2_b))
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         assert self.w1 is not None
@@ -175,3 +225,11 @@ def _both(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
     assert a is not None  # detection lets only complete pairs through
     assert b is not None
     return a, b
+
+
+def _equal(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> bool:
+    """Whether two lists of factors are there in the same places and hold the same numbers."""
+    return all(
+        (a is None) == (b is None) and (a is None or b is None or torch.equal(a.float(), b.float()))
+        for a, b in zip(first, second, strict=True)
+    )

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..ops.dtypes import to_compute
+from ..ops.dtypes import times, to_compute
 from ..ops.lowrank import best_factors
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
@@ -34,6 +34,7 @@ class LoRA(Core):
     keys: ClassVar[KeySpec] = KeySpec(
         required=("lora_up.weight", "lora_down.weight"), optional=("lora_mid.weight", "alpha", "scale")
     )
+    linear: ClassVar[bool] = True
 
     up: Tensor = tensor("lora_up.weight")
     down: Tensor = tensor("lora_down.weight")
@@ -59,6 +60,27 @@ class LoRA(Core):
         kernel = 1 if self.mid is None else self.mid[0, 0].numel()
         return self.up.shape[0], self.down[0].numel() * kernel
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        kernel = () if self.mid is None else self.mid.shape[2:]
+        inputs = self.down.shape[1:] if self.mid is None else self.down.shape[1:2]
+        return (self.up.shape[0], *inputs, *kernel)
+
+    @property
+    def exact_rank(self) -> int:
+        return self.rank
+
+    @classmethod
+    def of(cls, up: Tensor, down: Tensor, shape: Sequence[int] | None = None) -> LoRA:
+        """The LoRA with ΔW = up (o, r)·down (r, i·∏k), stored as files of a weight of ``shape`` hold it."""
+        if shape is not None and len(shape) > 2:
+            up = up.reshape(*up.shape, *(1 for _ in shape[2:]))
+            down = down.reshape(-1, *shape[1:])
+        return cls(up.contiguous(), down.contiguous(), None, float(down.shape[0]))
+
+    def multiplied(self, factor: float) -> LoRA:
+        return replace(self, up=times(self.up, factor))
+
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoRA:
         up = to_compute(self.up, device, dtype).flatten(1)
         down = to_compute(self.down, device, dtype).flatten(1)
@@ -77,6 +99,9 @@ class LoRA(Core):
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         return (self.up * scale(self.alpha, self.rank, self.fixed_scale)) @ self.down
+
+    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.up * scale(self.alpha, self.rank, self.fixed_scale), self.down
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         up = self.up[start : start + rows.shape[0]]

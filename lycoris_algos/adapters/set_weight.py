@@ -31,8 +31,12 @@ class SetWeight(DenseDelta):
     keys: ClassVar[KeySpec] = KeySpec(required=("set_weight",))
     target: ClassVar[str] = "weight"
     needs_weight: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
 
     change: Tensor = tensor("set_weight")
+
+    def multiplied(self, factor: float) -> None:
+        return None  # what is stored is the new weight, not a change of it
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> SetWeight:
         return replace(self, change=to_compute(self.change, device, dtype).reshape(self.matrix_shape))

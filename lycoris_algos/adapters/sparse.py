@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
-from ..ops.dtypes import to_compute
+from ..ops.dtypes import times, to_compute
 from ._base import Part
 from ._keys import KeySpec
 from ._stored import indices, tensor
@@ -37,6 +37,7 @@ class SparseWeight(Part):
     reference: ClassVar[str] = "https://github.com/KohakuBlueleaf/LyCORIS/blob/main/lycoris/utils/__init__.py"
     keys: ClassVar[KeySpec] = KeySpec(required=("bias_indices", "bias_values", "bias_size"))
     target: ClassVar[str] = "weight"
+    linear: ClassVar[bool] = True
 
     positions: Tensor = indices("bias_indices")
     values: Tensor = tensor("bias_values")
@@ -58,6 +59,9 @@ class SparseWeight(Part):
     def matrix_shape(self) -> tuple[int, int]:
         rows, columns = _unsigned(self.size.reshape(-1)).tolist()
         return rows, columns
+
+    def multiplied(self, factor: float) -> SparseWeight | None:
+        return replace(self, values=times(self.values, factor))
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> SparseWeight:
         positions = _unsigned(self.positions.to(device, non_blocking=True))
@@ -83,6 +87,10 @@ class SparseTarget(SparseWeight):
     title: ClassVar[str] = "sparse residual"
     keys: ClassVar[KeySpec] = KeySpec()
     needs_weight: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
+
+    def multiplied(self, factor: float) -> None:
+        return None  # its values hold W as well
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         assert weight is not None  # needs_weight

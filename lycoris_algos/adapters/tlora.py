@@ -65,6 +65,10 @@ class TLoRA(Core):
         return self.p.shape[0], self.q[0].numel()
 
     @property
+    def exact_rank(self) -> int:
+        return 2 * self.rank
+
+    @property
     def row_unit(self) -> int:
         return 0
 
@@ -100,6 +104,11 @@ class TLoRA(Core):
         assert weight is not None  # needs_weight
         prepared = self.prepare(lambda: weight)
         return prepared.ready(weight.shape, weight.device, weight.dtype).ready_delta(None)
+
+    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert weight is not None  # needs_weight
+        prepared = self.prepare(lambda: weight)
+        return prepared.ready(weight.shape, weight.device, weight.dtype).ready_low_rank(None)
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         rows.add_(self.ready_delta(base), alpha=multiplier)

@@ -1,15 +1,26 @@
-"""Writing adapters into checkpoints: a plan made from headers alone, and a run that streams it."""
+"""Adapters merged: with each other (``combine``), or into a checkpoint (``bake``).
 
-from .plan import BakeEntry, BakePlan, plan_bake
-from .report import bake_report, plan_report
-from .run import BakeResult, run_bake
+Every job is a plan, which can be printed, and a run.
+"""
+
+from __future__ import annotations
+
+from .bake import BakeEntry, BakePlan, BakeResult, bake_report, plan_bake, plan_report, run_bake
+from .combine import BaseWeights, Combined, CombineOptions, CombinePlan, Source, plan_combine, run_combine
 
 __all__ = [
     "BakeEntry",
     "BakePlan",
     "BakeResult",
+    "BaseWeights",
+    "CombineOptions",
+    "CombinePlan",
+    "Combined",
+    "Source",
     "bake_report",
     "plan_bake",
+    "plan_combine",
     "plan_report",
     "run_bake",
+    "run_combine",
 ]

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from ..formats import dialect_of
 from ..io import save_tensors
 from .adapter_set import AdapterSet
 from .bundles import embedding_tensors
+from .convert import convert
 
 
 def to_tensors(adapter_set: AdapterSet) -> dict[str, Tensor]:
-    """{key: tensor} as a file holds them: the set's own layer names, LyCORIS' suffixes; and embeddings."""
+    """{key: tensor} as a file holds them: the set's own layer names, in their dialect; and embeddings."""
     layers = {
-        f"{layer}.{suffix}": value
+        dialect_of(layer).render(layer, suffix): value
         for layer, adapter in adapter_set.items()
         for suffix, value in adapter.to_tensors().items()
     }
     return layers | embedding_tensors(adapter_set.embeddings)
 
 
-def save(adapter_set: AdapterSet, path: str | Path) -> Path:
-    """Writes ``adapter_set`` as safetensors, in its stored dtypes and dialect, with its metadata.
+def save(
+    adapter_set: AdapterSet,
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    dialect: str | None = None,
+) -> Path:
+    """Writes ``adapter_set`` as safetensors with its metadata, in its stored dtypes and dialect unless given.
 
     The file appears whole or not at all, and never over an existing one: the path that was written is
     returned, with a counter in its name if ``path`` was taken. Raises FileFormatError when the file
-    cannot be written.
+    cannot be written, and as ``convert`` does.
     """
+    if dtype is not None or dialect is not None:
+        adapter_set = convert(adapter_set, dtype=dtype, dialect=dialect)
     return save_tensors(Path(path), to_tensors(adapter_set), dict(adapter_set.metadata))

@@ -9,6 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: What files may be stored in, by the names that people choose from.
+STORED_DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8 e4m3": torch.float8_e4m3fn,
+    "fp8 e5m2": torch.float8_e5m2,
+}
+
 
 def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """float64 if any of ``dtypes`` is float64, else float32."""
@@ -24,3 +33,8 @@ def to_compute(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tens
     if device.type == "mps" and (tensor.element_size() == 1 or tensor.dtype == torch.float64):
         tensor = tensor.to(dtype)
     return tensor.to(device, non_blocking=True).to(dtype)
+
+
+def times(tensor: Tensor, factor: float) -> Tensor:
+    """``tensor``·``factor`` in its own dtype, computed in float32 (or float64) and rounded once."""
+    return (tensor.to(compute_dtype(tensor.dtype)) * factor).to(tensor.dtype)

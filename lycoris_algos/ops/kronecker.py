@@ -7,7 +7,10 @@ weight and no temporary.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from .lowrank import leading_svd
 
 
 def add_kron_rows_(rows: Tensor, start: int, a: Tensor, b: Tensor, multiplier: float) -> None:
@@ -30,3 +33,53 @@ def add_kron_rows_(rows: Tensor, start: int, a: Tensor, b: Tensor, multiplier: f
             view = rows[done : done + count].view(count, i, j)
             view.addcmul_(a[block, :, None], b[offset : offset + count, None, :], value=multiplier)
             done += count
+
+
+def kron_factors(a: Tensor, b: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """(up, down) with up·down = a ⊗ b and as many ranks as a and b have, multiplied.
+
+    ``b`` may be given as two low-rank factors. (Ua·Da) ⊗ (Ub·Db) = (Ua ⊗ Ub)·(Da ⊗ Db).
+    """
+    ua, da = _thin(a)
+    ub, db = _thin(b) if isinstance(b, Tensor) else b
+    return _kron(ua, ub), _kron(da, db)
+
+
+def _kron(a: Tensor, b: Tensor) -> Tensor:
+    """torch.kron for any strides; that one fails on some views."""
+    product = a[:, None, :, None] * b[None, :, None, :]
+    return product.reshape(a.shape[0] * b.shape[0], a.shape[1] * b.shape[1])
+
+
+def _thin(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors of ``matrix``, as thin as it allows: itself and the identity where it has full rank."""
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    rank = int((s > s[0] * _NO_RANK).sum())
+    if 0 < rank < s.numel():
+        return (u[:, :rank] * s[:rank]).to(matrix.dtype), vh[:rank].to(matrix.dtype)
+    identity = torch.eye(s.numel(), dtype=matrix.dtype, device=matrix.device)
+    return (matrix, identity) if matrix.shape[0] >= matrix.shape[1] else (identity, matrix)
+
+
+# Singular values below this share of the largest are what float32 products leave of a zero.
+_NO_RANK = 1e-6
+
+
+def nearest_kronecker(matrix: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """(a (rows, columns), b) with a ⊗ b nearest to ``matrix`` in the Frobenius norm.
+
+    Van Loan and Pitsianis (doi 10.1007/978-94-015-8196-7_17): rearranged so that each block of ``matrix``
+    becomes a row, a Kronecker product is a matrix of rank one, so the nearest one is its leading pair of
+    singular vectors. ``rows`` and ``columns`` must divide those of ``matrix``.
+    """
+    blocks = _rearranged(matrix, rows, columns)
+    u, s, vh = leading_svd(blocks, 1)
+    root = s[0].sqrt()
+    height, width = matrix.shape[0] // rows, matrix.shape[1] // columns
+    return (u[:, 0] * root).reshape(rows, columns), (vh[0] * root).reshape(height, width)
+
+
+def _rearranged(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """R[(i1, j1), (i2, j2)] = matrix[i1·m2 + i2, j1·n2 + j2]."""
+    blocks = matrix.reshape(rows, matrix.shape[0] // rows, columns, matrix.shape[1] // columns)
+    return blocks.transpose(1, 2).reshape(rows * columns, -1)

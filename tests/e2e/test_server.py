@@ -68,7 +68,15 @@ def test_a_workflow_runs_changes_the_picture_and_reports(name: str, run: Run, pi
         assert result.text(key).strip(), f"nothing to read at node {key}"
 
 
-@pytest.mark.parametrize("name", workflows.names())
+# A file of nothing is refused, so a workflow that saves one has no plain picture to show.
+WITHOUT_FILES = [
+    name
+    for name in workflows.names()
+    if "SaveLyCORIS" not in {node["class_type"] for node in workflows.load(name).values()}
+]
+
+
+@pytest.mark.parametrize("name", WITHOUT_FILES)
 def test_strength_zero_gives_the_plain_picture_bit_for_bit(name: str, picture: Picture) -> None:
     prompt = workflows.load(name)
 

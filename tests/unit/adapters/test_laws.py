@@ -129,6 +129,62 @@ def test_gradients_reach_every_factor(target: Target) -> None:
         assert (gradient is not None) == (name in used), name
 
 
+# ---- low rank -----------------------------------------------------------------------------------------
+
+
+@every_target
+def test_low_rank_factors_are_the_delta_and_smaller(target: Target) -> None:
+    layer = adapter(target)
+    weight = target.weight(torch.float64)
+    factored = layer.low_rank(weight)
+    if factored is None:
+        rank, (o, *rest) = layer.exact_rank, target.shape
+        columns = int(torch.Size(rest).numel())
+        assert rank is None or rank * (o + columns) >= o * columns
+        return
+    up, down = factored
+    assert up.numel() + down.numel() < weight.numel()
+    expected = expected_delta(target.algos, target.case.tensors, weight)
+    check_delta((up @ down).reshape(weight.shape), expected, target.case, torch.float64)
+    alone = layer.low_rank()
+    assert (alone is None) == layer.needs_weight
+    if alone is not None:
+        got = (alone[0] @ alone[1]).reshape(weight.shape)
+        assert got.dtype == torch.float32
+        check_delta(got, expected, target.case, torch.float32)
+
+
+@every_target
+def test_multiplied_is_the_multiplied_delta_in_the_same_form(target: Target) -> None:
+    layer = adapter(target, target.case.stored(torch.float64))
+    weight = target.weight(torch.float64)
+    expected = to_numpy(layer.delta(weight))
+    assert layer.multiplied(1.0) is layer
+    for multiplier in (0.7, -2.0):
+        scaled = layer.multiplied(multiplier)
+        if scaled is None:
+            assert layer.needs_weight
+            continue
+        assert scaled.to_tensors().keys() == layer.to_tensors().keys()
+        got = to_numpy(scaled.delta(weight))
+        assert np.abs(got - multiplier * expected).max() <= 1e-12 * np.abs(expected).max()
+
+
+@every_case
+def test_cast_stores_every_real_tensor_so(case: Case) -> None:
+    layer = LayerAdapter.from_tensors(case.tensors)
+    for dtype in FACTOR_DTYPES:
+        direct = factors(LayerAdapter.from_tensors(case.stored(dtype)))
+        assert all(same_bits(value, direct[name]) for name, value in factors(layer.cast(dtype)).items())
+
+
+@every_target
+def test_the_shape_that_tensors_tell_is_the_weights(target: Target) -> None:
+    shape = adapter(target).weight_shape
+    flat = tuple(n for n in target.shape if n > 1)
+    assert shape is None or tuple(n for n in shape if n > 1) == flat or len(shape) == 2
+
+
 # ---- the multiplier -----------------------------------------------------------------------------------
 
 

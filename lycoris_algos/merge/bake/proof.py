@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._types import Cancel
-from ..errors import CancelledError, LycorisError
-from ..io import SafetensorsReader
-from ..ops.rounding import STOCHASTIC
+from ..._types import Cancel
+from ...errors import CancelledError, LycorisError
+from ...io import SafetensorsReader
+from ...ops.rounding import STOCHASTIC
 from .plan import BakePlan, TensorPlan
 from .weights import Weights
 
@@ -48,7 +48,7 @@ def prove(
     device: torch.device,
     cancel: Cancel,
 ) -> Proof:
-    """Compares a sample of ``written`` with the live weights; LycorisError if one is off by more than rounding."""
+    """Compares a sample of ``written`` with the live weights; LycorisError where rounding explains less."""
     changed, copied = _sample(plan)
     worst = (0.0, 0.0, "")
     with SafetensorsReader(written) as reader:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adapters import LayerAdapter, apply_
-from ..errors import LycorisError
-from ..io import SafetensorsReader, TensorInfo
-from ..models.checkpoint import Spot
-from ..ops.dtypes import compute_dtype
-from ..ops.rounding import STOCHASTIC, generator_for, stochastic
+from ...adapters import LayerAdapter, apply_
+from ...errors import LycorisError
+from ...io import SafetensorsReader, TensorInfo
+from ...models.checkpoint import Spot
+from ...ops.dtypes import compute_dtype
+from ...ops.rounding import STOCHASTIC, generator_for, stochastic
 from .plan import Change, TensorPlan
 from .storage import new_scale
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ..io import SafetensorsReader
-from ..network import AdapterSet, to_tensors
+from ...io import SafetensorsReader
+from ...network import AdapterSet, to_tensors
 from .plan import BakePlan
 
 KEY = "lycoris_bake"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..inspection import algorithm_lines, unmatched_lines
-from ..io import human_size
+from ...inspection import algorithm_lines, unmatched_lines
+from ...io import human_size
 from .plan import BakePlan, FilePlan
 from .run import BakeResult
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..adapters import LayerAdapter
-from ..errors import LycorisError, NoMatchError, ShapeMismatchError
-from ..formats import encoder_number, is_text_layer, model_paths, text_paths
-from ..io import Header, TensorInfo
-from ..models.checkpoint import CheckpointIndex, Place, Spot, index_checkpoint
-from ..network import AdapterSet, Unmatched
-from ..ops.rounding import STOCHASTIC
+from ...adapters import LayerAdapter
+from ...errors import LycorisError, NoMatchError, ShapeMismatchError
+from ...formats import encoder_number, is_text_layer, model_paths, text_paths
+from ...io import Header, TensorInfo
+from ...models.checkpoint import CheckpointIndex, Place, Spot, index_checkpoint
+from ...network import AdapterSet, Unmatched
+from ...ops.rounding import STOCHASTIC
 from .storage import companions, is_companion, is_mark, refuse_file, refuse_weight, scale_of
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._types import Cancel, Progress
-from ..errors import CancelledError, FileFormatError, LycorisError
-from ..io import SafetensorsReader, SafetensorsWriter
+from ..._types import Cancel, Progress
+from ...errors import CancelledError, FileFormatError, LycorisError
+from ...io import SafetensorsReader, SafetensorsWriter
 from .plan import BakePlan, TensorPlan
 from .proof import Proof, prove
 from .recipe import baked_metadata

@@ -1,0 +1,50 @@
+"""What commands share: dtypes by name, files with strengths, progress on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..ops.dtypes import STORED_DTYPES
+
+DTYPES: dict[str, torch.dtype] = {name.replace(" ", "-"): dtype for name, dtype in STORED_DTYPES.items()}
+
+
+def dtype_argument(parser: argparse.ArgumentParser) -> None:
+    """``--dtype``: the number type of the result."""
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="number type of the result (default: that of the input)"
+    )
+
+
+def weighted_file(text: str) -> tuple[Path, float, float]:
+    """FILE, FILE:STRENGTH or FILE:STRENGTH:CLIP_STRENGTH. Any other colon is part of the name."""
+    name = text
+    numbers: list[float] = []
+    while len(numbers) < 2:
+        head, colon, tail = name.rpartition(":")
+        try:
+            number = float(tail)
+        except ValueError:
+            break
+        if not colon or not head:
+            break
+        name, numbers = head, [number, *numbers]
+    model = numbers[0] if numbers else 1.0
+    return Path(name), model, numbers[1] if len(numbers) > 1 else model
+
+
+def progress_on_stderr(quiet: bool) -> Callable[[int, int, str], None]:
+    """A line that is written over on a terminal; nothing where stderr is a file or ``quiet`` is asked for."""
+    shown = not quiet and sys.stderr.isatty()
+
+    def step(done: int, total: int, what: str) -> None:
+        if shown:
+            end = "\n" if done + 1 == total else ""
+            print(f"\r\x1b[K{done + 1}/{total} {what[-60:]}", end=end, file=sys.stderr, flush=True)
+
+    return step

@@ -1,0 +1,107 @@
+"""``combine``: several adapter files into one, or one resized."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..merge.combine import (
+    CombineOptions,
+    Method,
+    Output,
+    RankKind,
+    RankRule,
+    Source,
+    plan_combine,
+    run_combine,
+)
+from ..network import load, save
+from ._shared import DTYPES, dtype_argument, progress_on_stderr, weighted_file
+
+# Option: (rule, type, help).
+_RULES: dict[str, tuple[RankKind, type, str]] = {
+    "rank": (RankKind.FIXED, int, "so many ranks on every layer"),
+    "energy": (RankKind.ENERGY, float, "as many ranks as keep this share of each layer, 0 to 1"),
+    "budget": (RankKind.BUDGET, float, "as many ranks as fit in a file of so many MB"),
+    "sv-ratio": (RankKind.SV_RATIO, float, "singular values above the largest divided by this (kohya)"),
+    "sv-fro": (RankKind.SV_FRO, float, "this share of the Frobenius norm, 0 to 1 (kohya)"),
+    "sv-cumulative": (RankKind.SV_CUMULATIVE, float, "this share of the sum of singular values (kohya)"),
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declares the arguments."""
+    parser = subparsers.add_parser(
+        "combine",
+        help="several adapter files into one, or one resized",
+        description="Combines adapter files of any algorithm on their deltas. With one file: resizes or "
+        "converts "
+        "it. Ranks are exact unless a rule is given.",
+    )
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE[:STRENGTH[:CLIP]]",
+        type=weighted_file,
+        help="adapter files, in order",
+    )
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
+    parser.add_argument("--method", choices=[method.value for method in Method], default="sum")
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=[form.value for form in Output],
+        default="same",
+        help="algorithm of the result (default: same)",
+    )
+    rules = parser.add_mutually_exclusive_group()
+    for name, (_, kind, text) in _RULES.items():
+        rules.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=text)
+    defaults = CombineOptions()
+    parser.add_argument("--density", type=float, default=defaults.density, help="share of elements kept")
+    parser.add_argument("--lambda", dest="scaling", type=float, default=1.0, help="factor on the result")
+    parser.add_argument("--epsilon", type=float, default=defaults.epsilon, help="della's spread")
+    parser.add_argument("--gamma", type=float, default=defaults.gamma, help="breadcrumbs' largest elements")
+    parser.add_argument("--seed", type=int, default=0, help="of dare and della")
+    parser.add_argument("--factor", type=int, default=0, help="LoKr's factor, 0 to choose (default)")
+    parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda (default: cpu)")
+    parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no report")
+    dtype_argument(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Combines; prints the report."""
+    sources = [Source(load(path), model, clip) for path, model, clip in args.files]
+    options = CombineOptions(
+        method=Method(args.method),
+        density=args.density,
+        scaling=args.scaling,
+        epsilon=args.epsilon,
+        gamma=args.gamma,
+        seed=args.seed,
+        output=Output(args.form),
+        rank=_rule(args),
+        dtype=DTYPES.get(args.dtype),
+        factor=args.factor,
+    )
+    plan = plan_combine(sources, options)
+    if args.plan:
+        print(plan)
+        return 0
+    combined = run_combine(plan, args.device, progress_on_stderr(args.quiet), name=args.output.stem)
+    path = save(combined.adapters, args.output)
+    if not args.quiet:
+        print(combined.report())
+    print(path)
+    return 0
+
+
+def _rule(args: argparse.Namespace) -> RankRule:
+    for name, (kind, _, _) in _RULES.items():
+        value = getattr(args, name.replace("-", "_"))
+        if value is not None:
+            return RankRule(kind, float(value))
+    return RankRule()

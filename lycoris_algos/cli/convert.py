@@ -1,0 +1,49 @@
+"""``convert``: an adapter file in another number type, dialect or strength."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..network import convert, load, save
+from ..network.convert import WRITABLE
+from ._shared import DTYPES, dtype_argument, weighted_file
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declares the arguments."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="an adapter file in another number type, dialect or strength",
+        description="Writes an adapter file again with the same effect. To change its algorithm or ranks, "
+        "use "
+        "combine.",
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE[:STRENGTH[:CLIP]]",
+        type=weighted_file,
+        help="a strength is stored in the factors, where the algorithm allows that",
+    )
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
+    parser.add_argument("--dialect", choices=WRITABLE, help="how layers are called (default: as in the file)")
+    parser.add_argument("--without-embeddings", action="store_true", help="leave out bundled embeddings")
+    dtype_argument(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts; prints the path that was written."""
+    path, model, clip = args.file
+    converted = convert(
+        load(path),
+        dtype=DTYPES.get(args.dtype),
+        dialect=args.dialect,
+        strength_model=model,
+        strength_clip=clip,
+        title=args.output.stem,
+        embeddings=not args.without_embeddings,
+    )
+    print(save(converted, args.output))
+    return 0

@@ -1,0 +1,338 @@
+"""What a combination will do, layer by layer, before it does anything. Reads shapes only; can be printed.
+
+Ways to a result, cheapest first:
+
+- *kept*: one adapter alone, stored in the same form, with its multiplier in one of its factors;
+- *Kronecker*: LoKrs that share a factor are one LoKr;
+- *factors*: every adapter has exact low-rank factors, which are put side by side. Fewer ranks come from a QR
+  of those (``fit``), without forming the change;
+- *dense*: the changes are formed, one layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import torch
+
+from ...adapters import LayerAdapter
+from ...adapters.loha import LoHa
+from ...adapters.lokr import LoKr
+from ...errors import BadValueError, NeedsBaseError, ShapeMismatchError
+from .methods import LINEAR, NEEDS_GRAM, Method, coefficients
+from .options import CombineOptions, Output, RankKind
+from .sources import BaseWeights, Contribution, SameLayer, Source, alignment_notes, grouped
+
+
+class Route(str, Enum):
+    """How a layer's result is computed; see this module."""
+
+    KEPT = "kept"
+    KRONECKER = "Kronecker"
+    FACTORS = "factors"
+    DENSE = "dense"
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterPlan:
+    """One weight or bias of the result. ``shape`` is None where nothing tells its kernel."""
+
+    layer: str
+    what: str
+    contributions: tuple[Contribution, ...]
+    route: Route
+    form: Output
+    size: tuple[int, int]
+    shape: tuple[int, ...] | None
+
+    @property
+    def name(self) -> str:
+        """The layer, or "layer.bias"."""
+        return self.layer if self.what == "weight" else f"{self.layer}.bias"
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of a change that is stored whole: flat where the kernel is not known."""
+        return self.shape if self.shape is not None else self.size
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is a bias or the weight of a norm, which have no ranks."""
+        return self.size[1] == 1
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether it cannot be computed without the base weight."""
+        return self.route is not Route.KEPT and any(c.adapter.needs_weight for c in self.contributions)
+
+
+@dataclass(frozen=True, eq=False)
+class CombinePlan:
+    """All parameters of the result. ``str`` of it is for a person."""
+
+    parameters: tuple[ParameterPlan, ...]
+    sources: tuple[Source, ...]
+    options: CombineOptions
+    base: BaseWeights | None
+    notes: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        """How many steps the run reports as progress."""
+        return len(self.parameters) * (2 if self.options.rank.kind is RankKind.BUDGET else 1)
+
+    def __str__(self) -> str:
+        routes = Counter(
+            f"{parameter.route.value}, stored as {_titles(parameter)}" for parameter in self.parameters
+        )
+        lines = [
+            f"{self.options.method.value} of {len(self.sources)} adapter sets, rank: {self.options.rank}",
+            *(
+                f"  {source.adapters.name} at {source.strength_model:g} (clip {source.strength_clip:g})"
+                for source in self.sources
+            ),
+            *(f"  {count}× {route}" for route, count in routes.most_common()),
+            *(f"  note: {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+
+def plan_combine(
+    stack: Sequence[Source],
+    options: CombineOptions | None = None,
+    base: BaseWeights | None = None,
+    same_layer: SameLayer | None = None,
+) -> CombinePlan:
+    """Plans the combination of ``stack`` (in order of application).
+
+    ``base`` gives the weights that adapters were trained on; ``same_layer`` says what a layer name means, so
+    that layers of several dialects find each other. Raises NeedsBaseError, naming algorithms and a layer,
+    where a delta depends on a base weight that is not there; ShapeMismatchError for adapters of different
+    models; BadValueError for a stack with which the method can do nothing.
+    """
+    options = options or CombineOptions()
+    sources = tuple(stack)
+    _check_stack(sources, options)
+    groups = grouped(sources, same_layer)
+    parameters: list[ParameterPlan] = []
+    for group in groups:
+        own = [c for c in group if c.adapter.weight_components]
+        if own:
+            parameters.append(_plan(own, "weight", options, base, sources))
+        biases = [replace(c, adapter=c.adapter.bias) for c in group if c.adapter.bias is not None]
+        if biases and not _is_absent(biases, base):
+            parameters.append(_plan(biases, "bias", options, base, sources))
+    _require_base(parameters, base)
+    notes = (*alignment_notes(sources, groups), *_notes(parameters, options))
+    return CombinePlan(tuple(parameters), sources, options, base, notes)
+
+
+def weights_for(layer: str, sources: Sequence[Source]) -> list[float]:
+    """The multiplier of every source on layers of the kind of ``layer``."""
+    return [source.multiplier(layer) for source in sources]
+
+
+def lone_coefficient(contribution: Contribution, options: CombineOptions, sources: Sequence[Source]) -> float:
+    """λ·c of an adapter that is alone on its layer, by a linear method."""
+    weights = weights_for(contribution.name, sources)
+    one = torch.ones((1, 1), dtype=torch.float64)
+    return options.scaling * coefficients(options.method, weights, [contribution.index], one)[0]
+
+
+def _is_absent(biases: Sequence[Contribution], base: BaseWeights | None) -> bool:
+    """Whether these follow from a core, and the layer turns out to have no bias at all."""
+    optional = all(part.optional for c in biases for part in c.adapter.parts)
+    return optional and base is not None and base.shape(biases[0].name, "bias") is None
+
+
+def _check_stack(sources: Sequence[Source], options: CombineOptions) -> None:
+    if not sources:
+        raise BadValueError("there is nothing to combine: the stack is empty")
+    several = {Method.SUBTRACT, Method.COMMON_PART, Method.PROJECT_OFF, Method.SLERP, Method.MODEL_STOCK}
+    if len(sources) < 2 and options.method in several:
+        raise BadValueError(
+            f"'{options.method.value}' works on two adapters or more, and the stack holds one: connect Stack "
+            "LyCORIS, or choose 'sum' to resize or convert one"
+        )
+    if not any(source.strength_model or source.strength_clip for source in sources):
+        raise BadValueError("every strength in the stack is 0, so nothing would be left")
+
+
+def _plan(
+    own: Sequence[Contribution],
+    what: str,
+    options: CombineOptions,
+    base: BaseWeights | None,
+    sources: Sequence[Source],
+) -> ParameterPlan:
+    layer = own[0].name
+    shape, size = _shape(own, what, base)
+    blank = ParameterPlan(layer, what, tuple(own), Route.DENSE, Output.FULL, size, shape)
+    if _can_be_kept(blank, options, sources):
+        return replace(blank, route=Route.KEPT, form=Output.SAME)
+    if blank.is_vector:
+        return blank
+    if _shares_a_factor(own, options):
+        return replace(blank, route=Route.KRONECKER, form=Output.LOKR)
+    ranks = [c.adapter.exact_rank for c in own]
+    ranked = options.method in LINEAR or options.method is Method.KNOTS
+    total = sum(rank for rank in ranks if rank is not None)
+    live = options.live_order and any(c.adapter.needs_weight for c in own[1:])
+    by_factors = ranked and None not in ranks and _pays(total, size) and not live
+    form = _form(own, options)
+    if options.rank.kind is RankKind.EXACT and form in (Output.SAME, Output.AUTO, Output.LOKR, Output.LOHA):
+        form = Output.LORA if by_factors else Output.FULL
+    return replace(blank, route=Route.FACTORS if by_factors else Route.DENSE, form=form)
+
+
+def _pays(rank: int, size: tuple[int, int]) -> bool:
+    return rank * sum(size) < size[0] * size[1]
+
+
+def _shape(
+    own: Sequence[Contribution], what: str, base: BaseWeights | None
+) -> tuple[tuple[int, ...] | None, tuple[int, int]]:
+    """(shape of the weight afterwards if known, its size as a matrix). Raises ShapeMismatchError."""
+    shape = base.shape(own[0].name, what) if base is not None else None
+    if shape is not None:
+        for c in own:
+            try:
+                c.adapter.fits(shape)
+            except ShapeMismatchError as error:
+                raise error.with_context(f"layer '{c.name}'") from error
+        shape = own[0].adapter.new_shape(shape)
+    else:
+        told = [found for c in own if (found := c.adapter.weight_shape) is not None]
+        shape = max(told, key=len) if told else None
+    sizes = {found for c in own if (found := c.adapter.matrix_shape) is not None}
+    if shape is not None:
+        rows = shape[0] if shape else 1
+        sizes.add((rows, max(1, int(torch.Size(shape).numel()) // max(1, rows))))
+    if len(sizes) > 1:
+        found_sizes = " and ".join("×".join(map(str, size)) for size in sorted(sizes))
+        raise ShapeMismatchError(
+            f"layer '{own[0].name}' changes weights of different sizes ({found_sizes}): the adapters were "
+            "trained for different models and cannot be combined"
+        )
+    # Without any size only the base weight tells, and its absence is reported by _require_base.
+    return shape, next(iter(sizes), (0, 0))
+
+
+def _can_be_kept(blank: ParameterPlan, options: CombineOptions, sources: Sequence[Source]) -> bool:
+    """Whether it is one adapter whose form may stay, with its multiplier in a factor of it."""
+    own = blank.contributions
+    if len(own) != 1 or options.method not in LINEAR:
+        return False
+    adapter = own[0].adapter
+    if not adapter.linear and lone_coefficient(own[0], options, sources) != 1.0:
+        return False
+    if blank.is_vector:
+        return True
+    algos = [component.algo for component in adapter.weight_components]
+    asked = algos == [options.output.value] and adapter.magnitude is None
+    if options.output not in (Output.SAME, Output.AUTO) and not asked:
+        return False
+    if options.rank.kind is RankKind.EXACT:
+        return True
+    rank = adapter.core.rank if adapter.core is not None and _plain(adapter) is not None else None
+    return options.rank.kind is RankKind.FIXED and rank is not None and rank <= options.rank.value
+
+
+def _shares_a_factor(own: Sequence[Contribution], options: CombineOptions) -> bool:
+    """Whether all are plain LoKrs with the same w1 or the same w2, and the sum may stay one exactly."""
+    wanted = options.output in (Output.SAME, Output.AUTO, Output.LOKR)
+    exact = options.rank.kind is RankKind.EXACT
+    if not (wanted and exact) or options.method not in LINEAR - NEEDS_GRAM or len(own) < 2:
+        return False
+    cores = [c.adapter.core for c in own if _plain(c.adapter) is LoKr]
+    if len(cores) < len(own):
+        return False
+    first = [core for core in cores if isinstance(core, LoKr)]
+    return all(c.shares_first(first[0]) for c in first) or all(c.shares_second(first[0]) for c in first)
+
+
+def _plain(adapter: LayerAdapter) -> type | None:
+    """The class of a layer that is a core and nothing else."""
+    plain = adapter.core is not None and not adapter.parts and adapter.magnitude is None
+    return type(adapter.core) if plain and adapter.reshape is None else None
+
+
+def _form(own: Sequence[Contribution], options: CombineOptions) -> Output:
+    if options.output is not Output.SAME:
+        return Output.LORA if options.output is Output.AUTO else options.output
+    if options.rank.kind is RankKind.EXACT:
+        return Output.SAME
+    kinds = {_plain(c.adapter) for c in own}
+    if kinds == {LoKr}:
+        return Output.LOKR
+    return Output.LOHA if kinds == {LoHa} else Output.LORA
+
+
+def _require_base(parameters: Sequence[ParameterPlan], base: BaseWeights | None) -> None:
+    lacking = [
+        parameter
+        for parameter in parameters
+        if (parameter.needs_base or (parameter.size == (0, 0) and parameter.route is not Route.KEPT))
+        and (base is None or base.shape(parameter.layer, parameter.what) is None)
+    ]
+    if not lacking:
+        return
+    titles = sorted({t for p in lacking for c in p.contributions for t in c.adapter.titles})
+    where = f"{len(lacking)} layers, the first is '{lacking[0].name}'"
+    if base is None:
+        raise NeedsBaseError(
+            f"{' and '.join(titles)} change a weight by its own values, so the change exists only together "
+            "with "
+            f"the model that was trained on: give the base model ({where})"
+        )
+    raise NeedsBaseError(
+        f"the base model has no weight for layers of {' and '.join(titles)}, whose change depends on it: "
+        "give "
+        f"the model that was trained on ({where})"
+    )
+
+
+def _notes(parameters: Sequence[ParameterPlan], options: CombineOptions) -> list[str]:
+    notes = []
+    exact = options.rank.kind is RankKind.EXACT
+    moved = [
+        p for p in parameters if options.output in (Output.LOKR, Output.LOHA) and p.form is not options.output
+    ]
+    moved = [p for p in moved if exact and not p.is_vector and p.route in (Route.FACTORS, Route.DENSE)]
+    if moved:
+        notes.append(
+            f"{len(moved)} layers cannot be a {options.output.value} exactly: stored as LoRA or whole. "
+            "Choose a "
+            "rank to have them fitted"
+        )
+    whole = [p for p in parameters if p.form is Output.FULL and not p.is_vector and p.route is Route.DENSE]
+    if whole and exact and options.output is not Output.FULL:
+        notes.append(
+            f"{len(whole)} layers have no exact form smaller than the weight itself and are stored whole: "
+            "choose "
+            "a rank or a size budget for a smaller file"
+        )
+    flat = [p for p in parameters if p.form is Output.FULL and p.shape is None and p.route is not Route.KEPT]
+    if flat:
+        notes.append(
+            f"{len(flat)} layers are stored whole without the shape of their kernels, which only the base "
+            "model "
+            "tells: other programs may refuse those that are convolutions"
+        )
+    meeting = [p for p in parameters if sum(c.adapter.needs_weight for c in p.contributions[1:])]
+    if meeting and not options.live_order:
+        notes.append(
+            f"on {len(meeting)} layers an adapter that depends on the weight follows another one. Applied "
+            "live it "
+            "sees the weight as the others left it; here every change is that of the base weight"
+        )
+    return notes
+
+
+def _titles(parameter: ParameterPlan) -> str:
+    if parameter.route is Route.KEPT:
+        return " + ".join(parameter.contributions[0].adapter.titles)
+    return "a vector" if parameter.is_vector else parameter.form.value

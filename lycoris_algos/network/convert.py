@@ -1,0 +1,250 @@
+"""An adapter set in another dtype, dialect or strength, with the same deltas.
+
+- A *multiplier* is stored in a factor of each algorithm that is linear in one; the others (DoRA, OFT …) need
+  their change to be computed against the base weight, which is CombineLyCORIS' work, and are refused.
+- A *dialect* has its own names for layers, which names alone do not always give: underscores do not say where
+  the dots were, and diffusers calls the layers of most models otherwise. A caller who knows the model gives
+  the names (``rename``); without, only what the names tell is done. diffusers and PEFT also have no alpha, no
+  Tucker kernels, and only some algorithms.
+- Everything is computed in float32 and rounded once, to the new dtype.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import torch
+
+from ..adapters import Core, LayerAdapter
+from ..adapters._base import scale
+from ..adapters.dora import MagnitudeVector
+from ..adapters.loha import LoHa
+from ..adapters.lokr import LoKr
+from ..adapters.lora import LoRA
+from ..errors import BadValueError, NoSpellingError
+from ..formats import DIALECTS, Dialect, dialect_of, encoder_number, is_text_layer, model_paths, text_paths
+from .adapter_set import AdapterSet
+from .corrections import MARK
+
+#: Metadata key of how a file was made, as JSON.
+RECIPE = "lycoris_algos.recipe"
+#: (layer, dialect's name) -> the layer as that dialect spells it, or None.
+Rename = Callable[[str, str], str | None]
+
+_WITHOUT_ALPHA = frozenset({"diffusers", "peft"})
+#: The dialects that files can be written in.
+WRITABLE = ("kohya", "comfy", "diffusers", "peft")
+# What only says how alpha was kept, and is wrong once alpha is in the factors.
+_PEFT_METADATA = ("lora_adapter_metadata", "adapter_config")
+
+
+def convert(
+    adapter_set: AdapterSet,
+    *,
+    dtype: torch.dtype | None = None,
+    dialect: str | None = None,
+    strength_model: float = 1.0,
+    strength_clip: float = 1.0,
+    rename: Rename | None = None,
+    title: str | None = None,
+    embeddings: bool = True,
+) -> AdapterSet:
+    """``adapter_set`` with its multipliers folded in, stored in ``dtype`` as ``dialect`` spells it.
+
+    None keeps a dtype or the dialect; bundled ``embeddings`` come along or not. Raises BadValueError for a
+    multiplier that cannot be folded in (naming CombineLyCORIS) or a number that does not fit ``dtype``, and
+    NoSpellingError, naming the layer, for what ``dialect`` has no word for.
+    """
+    target = None if dialect is None else _writable(dialect)
+    layers: dict[str, LayerAdapter] = {}
+    numbered = any(encoder_number(name) == 2 for name in adapter_set)
+    for name, layer in adapter_set.items():
+        multiplier = strength_clip if is_text_layer(name) else strength_model
+        if multiplier == 0.0:
+            continue
+        spelled, changed = name, layer
+        if multiplier != 1.0:
+            changed = _multiplied(name, changed, multiplier)
+        if target is not None:
+            spelled = _spelled(name, target, rename, numbered)
+            if target.name in _WITHOUT_ALPHA:
+                changed = _without_alpha(name, changed, target)
+        if spelled in layers:
+            raise NoSpellingError(f"two layers would be called '{spelled}', one of them is '{name}'")
+        layers[spelled] = _stored(name, changed, layer, dtype)
+    if not layers:
+        raise BadValueError("the strength of every layer is 0, so nothing would be stored")
+    described = _metadata(adapter_set, dtype, target, strength_model, strength_clip, title)
+    written = adapter_set.dialect if target is None else target.name
+    bundled = adapter_set.embeddings if embeddings else {}
+    return replace(adapter_set, layers=layers, metadata=described, dialect=written, embeddings=bundled)
+
+
+def _writable(name: str) -> Dialect:
+    if name not in WRITABLE:
+        raise NoSpellingError(f"files are written as {', '.join(WRITABLE)}, not as '{name}'")
+    return next(dialect for dialect in DIALECTS if dialect.name == name)
+
+
+# ---- numbers --------------------------------------------------------------------------------------------
+
+
+def _multiplied(name: str, layer: LayerAdapter, multiplier: float) -> LayerAdapter:
+    if not layer.linear:
+        titles = " + ".join(layer.titles)
+        raise BadValueError(
+            f"layer '{name}': a strength of {multiplier:g} cannot be stored in {titles}, whose change is "
+            "not in "
+            "proportion to any of its tensors. Save it at strength 1, or use CombineLyCORIS with the base "
+            "model "
+            "to store its change as a LoRA or whole"
+        )
+    # float32 first, so that the result is rounded once.
+    found = layer.cast(torch.float32).multiplied(multiplier)
+    assert found is not None  # linear
+    return found
+
+
+def _stored(name: str, layer: LayerAdapter, before: LayerAdapter, dtype: torch.dtype | None) -> LayerAdapter:
+    """``layer`` in ``dtype``, or each tensor in the dtype that it had ``before``."""
+    if layer is before and dtype is None:
+        return layer
+    kept = dtype or next(
+        value.dtype
+        for item in before.components()
+        for _, value in item.tensors()
+        if value.dtype.is_floating_point
+    )
+    stored = layer.cast(kept)
+    try:
+        stored.require_finite()
+    except BadValueError as error:
+        layer.require_finite()  # then it was not the rounding
+        kind = str(kept).removeprefix("torch.")
+        raise BadValueError(
+            f"layer '{name}' has numbers too large for {kind}: save as bfloat16 or float32"
+        ) from error
+    return stored
+
+
+# ---- spelling -------------------------------------------------------------------------------------------
+
+
+def _spelled(name: str, dialect: Dialect, rename: Rename | None, numbered: bool) -> str:
+    if dialect_of(name) is dialect:
+        return name
+    known = rename(name, dialect.name) if rename is not None else None
+    found = known or _by_name_alone(name, dialect, numbered)
+    if found is None:
+        raise NoSpellingError(
+            f"layer '{name}': its name alone does not tell how {dialect.title} spells it. "
+            + ("The model has no such name for it" if rename is not None else "Give the model, which tells")
+        )
+    return found
+
+
+def _by_name_alone(name: str, dialect: Dialect, numbered: bool) -> str | None:
+    """What needs no model: dots to underscores, and one dotted prefix for another before the same path."""
+    own = dialect_of(name)
+    if is_text_layer(name):
+        path = _shortest(text_paths(name))
+        number = encoder_number(name) or 1
+        dotted = own.name in _WITHOUT_ALPHA
+        if dialect.name == "kohya" and dotted:
+            return f"lora_te{number if numbered else ''}_{path.replace('.', '_')}"
+        return None
+    path = _shortest(model_paths(name))
+    if dialect.name == "kohya":
+        return f"lora_unet_{path.replace('.', '_')}"
+    if dialect.name == "diffusers" and own.name == "peft":
+        return f"{'unet' if path.startswith(_UNET_BLOCKS) else 'transformer'}.{path}"
+    return f"base_model.model.{path}" if dialect.name == "peft" and own.name == "diffusers" else None
+
+
+_UNET_BLOCKS = ("down_blocks.", "up_blocks.", "mid_block.", "conv_in", "conv_out", "time_embedding.")
+
+
+def _shortest(paths: Iterable[str]) -> str:
+    """The path with the most taken off."""
+    return min(paths, key=len)
+
+
+def _without_alpha(name: str, layer: LayerAdapter, dialect: Dialect) -> LayerAdapter:
+    """``layer`` as PEFT knows it: alpha in the factors, magnitudes of outputs as a vector, nothing else."""
+    core, magnitude = layer.core, layer.magnitude
+    plain = isinstance(core, LoRA | LoHa | LoKr) and not (isinstance(core, LoRA) and core.mid is not None)
+    if not plain or layer.parts or layer.bias_parts or layer.reshape is not None:
+        raise NoSpellingError(
+            f"layer '{name}': {dialect.title} has no form for {' + '.join(layer.titles)} as it is stored "
+            "here: "
+            "choose kohya or ComfyUI, or let CombineLyCORIS make a LoRA of it"
+        )
+    if magnitude is not None:
+        if magnitude.over_rows:
+            raise NoSpellingError(
+                f"layer '{name}': {dialect.title} knows DoRA on outputs only, and this is on inputs"
+            )
+        magnitude = MagnitudeVector(magnitude.vector.reshape(-1))
+    return replace(layer, core=_folded(core), magnitude=magnitude)
+
+
+def _folded(core: Core | None) -> Core:
+    assert isinstance(core, LoRA | LoHa | LoKr)
+    own = scale(core.alpha, core.rank, core.fixed_scale)
+    if own != 1.0:
+        folded = core.cast(torch.float32).multiplied(own)
+        assert isinstance(folded, LoRA | LoHa | LoKr)
+        core = folded
+    return replace(core, alpha=None, fixed_scale=None)
+
+
+# ---- metadata -------------------------------------------------------------------------------------------
+
+
+def _metadata(
+    adapter_set: AdapterSet,
+    dtype: torch.dtype | None,
+    dialect: Dialect | None,
+    strength_model: float,
+    strength_clip: float,
+    title: str | None,
+) -> dict[str, str]:
+    """What was there, that every alpha is as stored, and how this file came about."""
+    kept = {key: value for key, value in adapter_set.metadata.items() if key not in _PEFT_METADATA}
+    kept.setdefault(MARK, "converted: every alpha is what the file says")
+    recipe: dict[str, object] = {
+        "tool": "lycoris_algos convert",
+        "source": adapter_set.name,
+        "strength_model": strength_model,
+        "strength_clip": strength_clip,
+        "dtype": "as stored" if dtype is None else str(dtype).removeprefix("torch."),
+        "dialect": "as stored" if dialect is None else dialect.name,
+    }
+    earlier = parsed_recipe(adapter_set.metadata)
+    if earlier is not None:
+        recipe["from"] = earlier
+    kept[RECIPE] = json.dumps(recipe, ensure_ascii=False)
+    return {**kept, **modelspec(kept, title or adapter_set.name)}
+
+
+def modelspec(metadata: Mapping[str, str], title: str) -> dict[str, str]:
+    """The fields of ModelSpec (Stability AI's convention) that every file written here has."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {
+        "modelspec.sai_model_spec": metadata.get("modelspec.sai_model_spec", "1.0.0"),
+        "modelspec.implementation": "https://github.com/lycoris-nodes/lycoris-nodes",
+        "modelspec.title": title,
+        "modelspec.date": now,
+    }
+
+
+def parsed_recipe(metadata: Mapping[str, str]) -> object:
+    """The recipe of a file that was made by this library; None for any other."""
+    text = metadata.get(RECIPE)
+    try:
+        return json.loads(text) if text and len(text) < 100_000 else None
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,208 @@
+"""CombineLyCORIS: a stack becomes one adapter set, by the method, in the form and of the size of choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..lycoris_algos.merge.combine import CombineOptions, Method, Output, RankKind, RankRule
+from ..lycoris_algos.ops.dtypes import STORED_DTYPES
+from .host.combining import AS_STORED, combine_stack
+from .host.compat import LYCORIS, schema, socket, text_ui
+from .host.stack import Stack
+
+_BUDGET = "size budget in MB"
+#: Names of the rank controls, as the node has them, and the library's.
+_CONTROLS = {kind.value: kind for kind in RankKind if kind is not RankKind.BUDGET} | {
+    _BUDGET: RankKind.BUDGET
+}
+_ORDER = ("exact", "fixed rank", "energy", _BUDGET, "sv_ratio", "sv_fro", "sv_cumulative")
+
+
+def _number(name: str, default: float, low: float, high: float, step: float, tooltip: str) -> Any:
+    return socket(io.Float, name, default=default, min=low, max=high, step=step, tooltip=tooltip)
+
+
+def _combo(name: str, options: list[str], default: str, tooltip: str) -> Any:
+    return socket(io.Combo, name, options=options, default=default, tooltip=tooltip)
+
+
+class CombineLyCORIS(io.ComfyNode):
+    """Merges, resizes and converts adapters, on their deltas."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CombineLyCORIS",
+            display_name="Combine LyCORIS",
+            category="LyCORIS",
+            description="Makes one adapter of a stack: merges several of any algorithm, or resizes and "
+            "converts one. Works on what the adapters do to the weights, exactly where that is possible, "
+            "and reports how much is kept.",
+            search_aliases=["merge lora", "resize lora", "ties", "dare", "lora to lokr"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                socket(
+                    LYCORIS,
+                    "lycoris",
+                    tooltip="The adapters, with their strengths as weights: from Stack LyCORIS, or from Load "
+                    "LyCORIS to resize or convert a single one.",
+                ),
+                _combo(
+                    "method",
+                    [method.value for method in Method],
+                    Method.SUM.value,
+                    "sum does what the stack does when it is applied. ties, dare, della, breadcrumbs and "
+                    "magnitude "
+                    "prune drop small or random elements first; subtract and project off remove the others "
+                    "from "
+                    "the first; common part keeps what the first shares with them.",
+                ),
+                _number(
+                    "density",
+                    0.5,
+                    0.01,
+                    1.0,
+                    0.01,
+                    "The share of elements that ties, dare, della, breadcrumbs, magnitude prune and knots "
+                    "keep.",
+                ),
+                _number("lambda", 1.0, -100.0, 100.0, 0.01, "The result is multiplied by this."),
+                _number(
+                    "epsilon",
+                    0.2,
+                    0.0,
+                    0.99,
+                    0.01,
+                    "della: how much more often large elements are kept than small ones.",
+                ),
+                _number(
+                    "gamma", 0.01, 0.0, 0.99, 0.005, "breadcrumbs: the share of largest elements to drop."
+                ),
+                socket(
+                    io.Int,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53,
+                    control_after_generate=False,
+                    tooltip="dare and della: which elements are dropped. The same everywhere.",
+                ),
+                _combo(
+                    "output",
+                    [output.value for output in Output],
+                    Output.SAME.value,
+                    "What the result is stored as. same keeps the algorithm where that is possible, auto "
+                    "takes what "
+                    "is smallest, full stores whole changes.",
+                ),
+                _combo(
+                    "rank_control",
+                    list(_ORDER),
+                    "exact",
+                    "How many ranks the result gets: all that are needed, a number, as many as keep a "
+                    "share of the "
+                    "energy, as many as fit in a file of a size, or kohya's rules.",
+                ),
+                socket(io.Int, "rank", default=32, min=1, max=4096, tooltip="For 'fixed rank'."),
+                _number(
+                    "threshold",
+                    0.95,
+                    0.0,
+                    100000.0,
+                    0.01,
+                    "For 'energy', sv_fro and sv_cumulative the share to keep (0 to 1); for sv_ratio how "
+                    "many times "
+                    "smaller than the largest the smallest singular value may be.",
+                ),
+                _number("budget_mb", 100.0, 0.01, 100000.0, 0.1, f"For '{_BUDGET}': the size of the file."),
+                _combo(
+                    "dtype",
+                    [AS_STORED, *STORED_DTYPES],
+                    AS_STORED,
+                    "The number type of the result. 'as stored' takes that of the files.",
+                ),
+                socket(
+                    io.Model,
+                    "model",
+                    optional=True,
+                    tooltip="The model that the adapters were trained on. Needed for those that depend on "
+                    "its weights (DoRA, OFT, BOFT, GLoRA, (IA)³ …), and to match files of different "
+                    "trainers.",
+                ),
+                socket(io.Clip, "clip", optional=True, tooltip="The same for layers of the text encoder."),
+                socket(
+                    io.Int,
+                    "lokr_factor",
+                    default=0,
+                    min=-1,
+                    max=1024,
+                    optional=True,
+                    tooltip="For output lokr: LyCORIS' factor, -1 for its default, 0 to choose what keeps "
+                    "most.",
+                ),
+                socket(
+                    io.Boolean,
+                    "live_order",
+                    default=False,
+                    optional=True,
+                    tooltip="For sum with adapters that depend on the weights: take each change from the "
+                    "weight as the adapters before it left it, as Apply LyCORIS does.",
+                ),
+            ],
+            outputs=[
+                LYCORIS.Output(
+                    display_name="LYCORIS", tooltip="The result, as a stack of one at strength 1."
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="How each family of layers was combined, how much is kept, and the largest "
+                    "error.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        lycoris: Stack,
+        method: str,
+        density: float,
+        epsilon: float,
+        gamma: float,
+        seed: int,
+        output: str,
+        rank_control: str,
+        rank: int,
+        threshold: float,
+        budget_mb: float,
+        dtype: str,
+        model: Any = None,
+        clip: Any = None,
+        lokr_factor: int = 0,
+        live_order: bool = False,
+        **more: float,
+    ) -> io.NodeOutput:
+        kind = _CONTROLS[rank_control]
+        values = {RankKind.EXACT: 0.0, RankKind.FIXED: float(rank), RankKind.BUDGET: budget_mb}
+        options = CombineOptions(
+            method=Method(method),
+            density=density,
+            scaling=more["lambda"],  # a word that Python keeps for itself
+            epsilon=epsilon,
+            gamma=gamma,
+            seed=seed,
+            output=Output(output),
+            rank=RankRule(kind, values.get(kind, threshold)),
+            dtype=STORED_DTYPES.get(dtype),
+            factor=lokr_factor,
+            live_order=live_order,
+        )
+        node_id = getattr(cls.hidden, "unique_id", None) if getattr(cls, "hidden", None) else None
+        stack, report = combine_stack(lycoris, options, model, clip, node_id)
+        return io.NodeOutput(stack, report, ui=text_ui(report))
+
+
+NODES = [CombineLyCORIS]

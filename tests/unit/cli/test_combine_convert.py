@@ -1,0 +1,119 @@
+"""``python -m lycoris_algos combine`` and ``convert``, as a script uses them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import lycoris_algos
+from lycoris_algos.cli import main
+from lycoris_algos.cli._shared import weighted_file
+
+LAYER = "lora_unet_block_0_to_q"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Two LoRAs."""
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for rank, path in zip((4, 6), paths, strict=True):
+        tensors = {
+            f"{LAYER}.lora_up.weight": torch.randn(32, rank),
+            f"{LAYER}.lora_down.weight": torch.randn(rank, 24),
+        }
+        save_file(tensors, path)
+    return paths
+
+
+def delta(path: Path) -> torch.Tensor:
+    return lycoris_algos.load(path)[LAYER].delta((32, 24))
+
+
+def test_combine(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.safetensors"
+    assert main(["combine", f"{files[0]}:0.5", str(files[1]), "-o", str(out)]) == 0
+    assert torch.allclose(delta(out), 0.5 * delta(files[0]) + delta(files[1]), atol=1e-5)
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == str(out)
+    assert "keeps 100 %" in printed
+    again = [
+        "combine",
+        *map(str, files),
+        "-o",
+        str(out),
+        "--rank",
+        "3",
+        "--method",
+        "ties",
+        "-q",
+        "--dtype",
+        "fp16",
+    ]
+    assert main(again) == 0
+    second = tmp_path / "out_00002.safetensors"
+    assert capsys.readouterr().out.strip() == str(second)
+    core = lycoris_algos.load(second)[LAYER].core
+    assert core is not None
+    assert core.rank == 3
+
+
+def test_a_plan_writes_nothing(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.safetensors"
+    assert main(["combine", *map(str, files), "-o", str(out), "--plan"]) == 0
+    assert "sum of 2 adapter sets" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_convert(files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    assert main(["convert", f"{files[0]}:0.5", "-o", str(out), "--dtype", "bf16"]) == 0
+    assert torch.allclose(delta(out), 0.5 * delta(files[0]), atol=0.05)
+    assert all(
+        t.dtype == torch.bfloat16 for t in lycoris_algos.network.to_tensors(lycoris_algos.load(out)).values()
+    )
+
+
+def test_errors_have_an_exit_code_and_a_reason(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out.safetensors")
+    assert main(["convert", str(files[0]), "-o", out, "--dialect", "comfy"]) == 1
+    assert "Give the model" in capsys.readouterr().err
+    assert main(["combine", str(tmp_path / "missing.safetensors"), "-o", out]) == 1
+    assert "missing.safetensors" in capsys.readouterr().err
+    for wrong in (["combine"], ["nonsense"], ["combine", "x", "-o", "y", "--rank", "1", "--energy", "1"]):
+        with pytest.raises(SystemExit) as stop:
+            main(wrong)
+        assert stop.value.code == 2
+
+
+def test_help_runs_as_a_module() -> None:
+    for command in ("combine", "convert"):
+        done = subprocess.run(
+            [sys.executable, "-m", "lycoris_algos", command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[3],
+        )
+        assert f"usage: lycoris_algos {command}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a.safetensors", ("a.safetensors", 1.0, 1.0)),
+        ("a:0.5", ("a", 0.5, 0.5)),
+        ("a:0.5:-1", ("a", 0.5, -1.0)),
+        ("C:\\x\\a.safetensors:2", ("C:\\x\\a.safetensors", 2.0, 2.0)),
+        ("C:\\a.safetensors", ("C:\\a.safetensors", 1.0, 1.0)),
+    ],
+)
+def test_strengths_behind_colons(text: str, wanted: tuple[str, float, float]) -> None:
+    path, model, clip = weighted_file(text)
+    assert (str(path), model, clip) == wanted
