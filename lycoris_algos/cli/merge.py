@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..io import read_header
 from ..merge.bake import BakeEntry, bake_report, plan_bake, plan_report, run_bake
 from ..network import load
-from ._shared import progress_on_stderr, weighted_file
+from ._shared import DTYPES, dtype_argument, progress_on_stderr, weighted_file
 
-_DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp8_e4m3": torch.float8_e4m3fn,
-    "fp8_e5m2": torch.float8_e5m2,
-}
 _UNMATCHED = ("nothing", "anything", "never")
-# Seconds between two lines of progress: small models would scroll by.
-_PAUSE = 0.1
 
 
 def add_parser(subparsers: Any) -> None:
@@ -44,11 +31,7 @@ def add_parser(subparsers: Any) -> None:
         help="adapter files, in order of application",
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
-    parser.add_argument(
-        "--dtype",
-        choices=_DTYPES,
-        help="number type of the result (default: that of each tensor); fp8 is rounded at random",
-    )
+    dtype_argument(parser)
     parser.add_argument("--seed", type=int, default=0, help="of fp8's rounding (default: 0)")
     parser.add_argument(
         "--refuse",
@@ -70,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_bake(
         read_header(args.base),
         stack,
-        _DTYPES.get(args.dtype),
+        DTYPES.get(args.dtype),
         base=args.base.name,
         seed=args.seed,
         program=f"lycoris_algos {__version__}",
@@ -80,22 +63,9 @@ def run(args: argparse.Namespace) -> int:
     if args.plan:
         print(plan_report(plan))
         return 0
-    progress = _now_and_then(progress_on_stderr(args.quiet))
+    progress = progress_on_stderr(args.quiet)
     result = run_bake(plan, args.base, args.output, device=args.device, progress=progress)
     if not args.quiet:
         print(bake_report(result))
     print(result.path)
     return 0
-
-
-def _now_and_then(progress: Callable[[int, int, str], None]) -> Callable[[int, int, str], None]:
-    """``progress`` in megabytes, at most every ``_PAUSE`` seconds and at the end."""
-    last = 0.0
-
-    def step(done: int, total: int, what: str) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last > _PAUSE:
-            last = time.monotonic()
-            progress(max(done // 10**6 - 1, 0), max(total // 10**6, 1), what)
-
-    return step

@@ -1,4 +1,4 @@
-"""What a baked file says about how it was made, in its metadata under ``lycoris_bake`` (JSON).
+"""What a baked file says about how it was made, in its metadata under ``lycoris_algos.bake``.
 
 What the base's metadata said is kept, except fingerprints of its own tensors, which would be untrue now: they
 move into the recipe. A base that was baked itself keeps its recipe inside the new one.
@@ -17,7 +17,7 @@ from ...io import SafetensorsReader
 from ...network import AdapterSet, to_tensors
 from .plan import BakePlan
 
-KEY = "lycoris_bake"
+KEY = "lycoris_algos.bake"
 _FINGERPRINTS = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 # The cheap fingerprint of a checkpoint: so many samples of so many bytes, evenly spread.
 _SAMPLES, _SAMPLE = 64, 1 << 16

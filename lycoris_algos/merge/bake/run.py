@@ -52,8 +52,8 @@ def run_bake(
     """Writes the checkpoint ``source`` with the changes of ``plan`` to a new file ``target``.
 
     An existing file is never replaced: the path that was used is in the result. ``progress`` is told
-    (bytes done, of how many, tensor); ``cancel`` is asked between tensors, and may raise its own exception.
-    Raises CancelledError, LycorisError or FileFormatError; then there is no new file.
+    (tensors done, of how many, the next one); ``cancel`` is asked between them, and may raise its own
+    exception. Raises CancelledError, LycorisError or FileFormatError; then there is no new file.
     """
     start = time.perf_counter()
     stop = cancel or (lambda: False)
@@ -67,13 +67,15 @@ def run_bake(
         writer = SafetensorsWriter(Path(target), tensors, baked_metadata(plan, reader), order)
         weights = Weights(reader, plan.seed)
         scales: dict[str, Tensor] = {}
-        total = sum(item.info.nbytes for item in plan.tensors)
+        total = len(plan.tensors)
         done = 0
         with writer:
             for stretch in _stretches(plan):
                 if stop():
                     raise CancelledError("stopped: nothing was written")
                 first, last = stretch[0], stretch[-1]
+                if progress is not None:
+                    progress(done, total, first.info.name)
                 if first.copied:
                     writer.copy(reader, first.info.name, last.info.name)
                 else:
@@ -81,9 +83,7 @@ def run_bake(
                     writer.write(first.info.name, baked.tensor)
                     if baked.scale is not None and first.scale is not None:
                         scales[first.scale] = baked.scale
-                done += sum(item.info.nbytes for item in stretch)
-                if progress is not None:
-                    progress(done, total, last.info.name)
+                done += len(stretch)
             for name, scale in scales.items():
                 writer.replace(name, scale)
             proof = prove(plan, reader, writer.unpublished, weights, place, stop)
