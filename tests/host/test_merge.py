@@ -196,7 +196,6 @@ def test_every_name_of_core_bakes_as_it_is_applied(
 
 
 def test_a_text_encoder_is_a_base_of_its_own(sd15: Any, apply: Any, bases: Path, bake: Any) -> None:
-    _, clip = sd15
     base = link(bases, "clip_l")
     weights = load_file(bases / base)
     key = "text_model.encoder.layers.3.self_attn.q_proj.weight"
@@ -393,3 +392,37 @@ def test_every_name_of_core_is_in_the_index(name: str, load: Any) -> None:
                 assert places, layer
                 end = target.removeprefix("clip_l.").removeprefix("diffusion_model.")
                 assert places[0].weight.key.endswith(end), layer
+
+
+CONFIGS: dict[str, dict[str, int]] = {
+    "mmdit_to_diffusers": {"depth": 3, "hidden_size": 64},
+    "pixart_to_diffusers": {"depth": 2, "hidden_size": 64},
+    "auraflow_to_diffusers": {"n_double_layers": 2, "n_layers": 4},
+    "flux_to_diffusers": {"depth": 2, "depth_single_blocks": 2, "hidden_size": 64},
+}
+
+
+@pytest.mark.parametrize("table", CONFIGS)
+def test_diffusers_names_mean_what_core_says(table: str, pack: ModuleType) -> None:
+    """Core's tables of families that cannot be built small, with made-up shapes."""
+    import comfy.utils
+
+    known = getattr(comfy.utils, table)(CONFIGS[table], output_prefix="")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for target in known.values():
+        key, part = (target, None) if isinstance(target, str) else target[:2]
+        rows = 64 if part is None else part[1] + part[2]
+        # A norm of six parts, but for the last block's.
+        rows = 6 * 64 if "adaLN" in key and isinstance(target, str) else rows
+        rows = 2 * 64 if not isinstance(target, str) and len(target) > 2 else rows
+        shapes[key] = (max(rows, shapes.get(key, (0,))[0]), *(() if key.endswith(".bias") else (64,)))
+    index = index_checkpoint({f"model.diffusion_model.{key}": shape for key, shape in shapes.items()})
+
+    for path, target in known.items():
+        if not path.endswith(".weight") or "controlnet" in path:
+            continue
+        key, part, *function = (target, None) if isinstance(target, str) else (*target, None)[:3]
+        (where, *_) = index.model.look_up(path.removesuffix(".weight"))
+        assert where.weight.key == f"model.diffusion_model.{key}", path
+        assert where.weight.part == (None if part is None else tuple(part)), path
+        assert where.weight.swapped == bool(function and function[0]), path
