@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, combine, load, save, stack
+from . import apply, combine, load, merge, save, stack
 from .host.paths import register_folder
 
 NODES: list[type[io.ComfyNode]] = [
@@ -13,6 +13,7 @@ NODES: list[type[io.ComfyNode]] = [
     *apply.NODES,
     *combine.NODES,
     *save.NODES,
+    *merge.NODES,
 ]
 
 register_folder()

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import LycorisError
-from . import combine, convert
+from . import combine, convert, merge
 
-COMMANDS = (combine, convert)
+COMMANDS = (merge, combine, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

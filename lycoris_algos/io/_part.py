@@ -55,6 +55,23 @@ class PartFile:
             # One call writes 2 GB at most on Linux, whatever it is given.
             done += self._handle.write(data[done:])
 
+    def write_at(self, position: int, data: memoryview) -> None:
+        """Writes ``data`` over what was written at ``position``. Raises OSError."""
+        end = self._handle.seek(0, os.SEEK_CUR)
+        self._handle.seek(position)
+        self.write(data)
+        self._handle.seek(end)
+
+    @property
+    def path(self) -> Path:
+        """The hidden file itself, to be read back before it is published."""
+        return self._path
+
+    @property
+    def handle(self) -> FileIO:
+        """The open file, for system calls that append to it."""
+        return self._handle
+
     def publish(self) -> Path:
         """Makes the part a real file under the wanted name, or the next free one; answers its path.
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FileFormatError, LycorisError
+from ._copy import copy_bytes
 from ._paths import naming_file, open_regular, size_of
 from ._text import human_size, quoted
 from .header import Header, TensorInfo, parse_header
@@ -99,6 +100,26 @@ class SafetensorsReader(Mapping[str, Tensor]):
         with naming_file(self.path):
             self._fill(info, out)
 
+    def read_bytes(self, position: int, count: int) -> bytes:
+        """``count`` bytes of the file from ``position`` on; FileFormatError if it has become shorter."""
+        data = bytearray(count)
+        with self._lock, naming_file(self.path):
+            self._read_exactly(memoryview(data), position, "where it had bytes before")
+        return bytes(data)
+
+    def copy_to(self, first: str, last: str, target: FileIO) -> None:
+        """Appends the bytes of the tensors ``first`` to ``last``, in the order of the file, to ``target``.
+
+        Raises FileFormatError if the file has become shorter, OSError if ``target`` refuses.
+        """
+        start, end = self.header.tensors[first].start, self.header.tensors[last].end
+        with self._lock:
+            handle = self._handle
+            done = copy_bytes(handle, start, end - start, target, lambda *at: _read_at(handle, *at))
+        if done < end - start:
+            with naming_file(self.path):
+                raise FileFormatError("the file became shorter while it was read: try again")
+
     def close(self) -> None:
         """Closes the file. Tensors that were read stay as they are. May be called twice."""
         with self._lock:
@@ -110,15 +131,17 @@ class SafetensorsReader(Mapping[str, Tensor]):
         target = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
         # The lock also keeps ``close`` away, after which the descriptor may be somebody else's.
         with self._lock:
-            done = 0
-            while done < info.nbytes:
-                count = _read_at(self._handle, target[done:], info.start + done)
-                if not count:
-                    raise FileFormatError(
-                        f"the file ended inside tensor {quoted(info.name)}: "
-                        "it was changed while it was being read, load it again"
-                    )
-                done += count
+            self._read_exactly(target, info.start, f"inside tensor {quoted(info.name)}")
+
+    def _read_exactly(self, target: memoryview, position: int, where: str) -> None:
+        done = 0
+        while done < len(target):
+            count = _read_at(self._handle, target[done:], position + done)
+            if not count:
+                raise FileFormatError(
+                    f"the file ended {where}: it was changed while it was being read, load it again"
+                )
+            done += count
 
 
 def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -26,7 +26,7 @@ from ._part import PartFile
 from ._paths import explain_os_error, naming_file
 from ._text import human_size, size_pair
 from .header import METADATA_KEY
-from .reader import require_little_endian
+from .reader import SafetensorsReader, require_little_endian
 from .sniff import MAX_HEADER_BYTES
 
 _ALIGNMENT = 8
@@ -37,7 +37,8 @@ class SafetensorsWriter:
     """Writes one safetensors file; use it as a context manager.
 
     ``tensors`` maps each name to its (dtype, shape). Inside the ``with`` block call ``write`` once
-    for each name, in ``order``. Leaving the block publishes the file; leaving it by any exception
+    for each name, in ``order`` (which may be given, to keep that of another file), or ``copy`` for
+    several at once. Leaving the block publishes the file; leaving it by any exception
     removes every trace of it. An existing file is never replaced: ``path`` tells the name that was
     used, ``NAME_00002.safetensors`` and so on if the wanted one was taken.
 
@@ -50,13 +51,16 @@ class SafetensorsWriter:
         path: Path,
         tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]],
         metadata: Mapping[str, str] | None = None,
+        order: Sequence[str] | None = None,
     ) -> None:
         require_little_endian()
         self._wanted = Path(path)
         self._plan = {name: (dtype, tuple(shape)) for name, (dtype, shape) in tensors.items()}
         with naming_file(self._wanted):
             self._sizes = {name: _nbytes(*entry) for name, entry in self._plan.items()}
-            self.order = _file_order(self._plan)
+            self.order = _file_order(self._plan) if order is None else tuple(order)
+        if self.order != tuple(dict.fromkeys(self.order)) or set(self.order) != self._plan.keys():
+            raise ValueError("order must name every tensor once")
         self._header = _encode_header(self._plan, self._sizes, self.order, metadata or {})
         #: Size of the finished file in bytes.
         self.file_size = len(self._header) + sum(self._sizes.values())
@@ -99,6 +103,42 @@ class SafetensorsWriter:
         self._append(_bytes_of(tensor))
         self._written += 1
 
+    def copy(self, source: SafetensorsReader, first: str, last: str) -> None:
+        """Writes the tensors ``first`` to ``last`` of ``source`` byte for byte, by the kernel where it can.
+
+        They must be the next ones in ``order``, in the same order as in ``source``. Raises as ``write``
+        does, and FileFormatError if ``source`` cannot be read.
+        """
+        names = list(source.header.tensors)
+        names = names[names.index(first) : names.index(last) + 1]
+        if tuple(names) != self.order[self._written : self._written + len(names)]:
+            raise ValueError(f"{first!r} to {last!r} are not the next in .order")
+        for name in names:
+            info = source.header.tensors[name]
+            if self._plan[name] != (info.dtype, info.shape):
+                raise ValueError(f"{name!r} was announced as {self._plan[name]}, but is {info}")
+        part = self._open_part()
+        with self._cleaning_up():
+            source.copy_to(first, last, part.handle)
+        self._written += len(names)
+
+    def replace(self, name: str, tensor: Tensor) -> None:
+        """Writes ``tensor`` over what was written for ``name`` before. Raises as ``write`` does."""
+        index = self.order.index(name)
+        if index >= self._written:
+            raise ValueError(f"{name!r} has not been written yet")
+        if (tensor.dtype, tuple(tensor.shape)) != self._plan[name]:
+            raise ValueError(f"{name!r} was announced as {self._plan[name]}")
+        position = len(self._header) + sum(self._sizes[other] for other in self.order[:index])
+        part = self._open_part()
+        with self._cleaning_up():
+            part.write_at(position, _bytes_of(tensor))
+
+    @property
+    def unpublished(self) -> Path:
+        """The hidden file while it is being written, to be read back before it gets its name."""
+        return self._open_part().path
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
@@ -122,11 +162,20 @@ class SafetensorsWriter:
         self._part = None
 
     def _append(self, data: memoryview) -> None:
+        part = self._open_part()
+        with self._cleaning_up():
+            part.write(data)
+
+    def _open_part(self) -> PartFile:
         if self._part is None:
             raise ValueError("the writer is not open: use it in a with block")
+        return self._part
+
+    @contextmanager
+    def _cleaning_up(self) -> Iterator[None]:
         try:
             with self._explaining():
-                self._part.write(data)
+                yield
         except BaseException:
             self._discard()
             raise

@@ -1,15 +1,26 @@
-"""Adapters merged: with each other (``combine``). Every job is a plan, which can be printed, and a run."""
+"""Adapters merged: with each other (``combine``), or into a checkpoint (``bake``).
+
+Every job is a plan, which can be printed, and a run.
+"""
 
 from __future__ import annotations
 
+from .bake import BakeEntry, BakePlan, BakeResult, bake_report, plan_bake, plan_report, run_bake
 from .combine import BaseWeights, Combined, CombineOptions, CombinePlan, Source, plan_combine, run_combine
 
 __all__ = [
+    "BakeEntry",
+    "BakePlan",
+    "BakeResult",
     "BaseWeights",
     "CombineOptions",
     "CombinePlan",
     "Combined",
     "Source",
+    "bake_report",
+    "plan_bake",
     "plan_combine",
+    "plan_report",
+    "run_bake",
     "run_combine",
 ]

@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "formats": set(),
     "models": set(),
     "network": {"ops", "adapters", "io", "formats", "models"},
-    "merge": {"ops", "adapters", "io", "formats", "models", "network"},
+    "merge": {"ops", "adapters", "io", "formats", "models", "network", "inspection"},
     "extract": {"ops", "adapters", "io", "formats", "models", "network"},
     "inspection": {"ops", "adapters", "io", "formats", "models", "network"},
     "training": {"ops", "adapters", "io", "formats", "models", "network"},

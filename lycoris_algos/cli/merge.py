@@ -1,0 +1,71 @@
+"""``merge``: adapter files into a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..io import read_header
+from ..merge.bake import BakeEntry, bake_report, plan_bake, plan_report, run_bake
+from ..network import load
+from ._shared import DTYPES, dtype_argument, progress_on_stderr, weighted_file
+
+_UNMATCHED = ("nothing", "anything", "never")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declares the arguments."""
+    parser = subparsers.add_parser(
+        "merge",
+        help="adapter files into a checkpoint",
+        description="Writes a checkpoint with adapters of any algorithm baked into its weights, tensor by "
+        "tensor: memory does not grow with the model. What was written is read back and checked.",
+    )
+    parser.add_argument("base", type=Path, metavar="BASE", help="checkpoint, diffusion model or text encoder")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE[:STRENGTH[:CLIP]]",
+        type=weighted_file,
+        help="adapter files, in order of application",
+    )
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
+    dtype_argument(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of fp8's rounding (default: 0)")
+    parser.add_argument(
+        "--refuse",
+        choices=_UNMATCHED,
+        default="nothing",
+        help="stop if nothing of a file matches (default), if anything of it does not, or never",
+    )
+    parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda (default: cpu)")
+    parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no report")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merges; prints the report and the path."""
+    from .. import __version__
+
+    stack = [BakeEntry(load(path), model, clip) for path, model, clip in args.files]
+    plan = plan_bake(
+        read_header(args.base),
+        stack,
+        DTYPES.get(args.dtype),
+        base=args.base.name,
+        seed=args.seed,
+        program=f"lycoris_algos {__version__}",
+    )
+    if args.refuse != "never":
+        plan.require(everything=args.refuse == "anything")
+    if args.plan:
+        print(plan_report(plan))
+        return 0
+    progress = progress_on_stderr(args.quiet)
+    result = run_bake(plan, args.base, args.output, device=args.device, progress=progress)
+    if not args.quiet:
+        print(bake_report(result))
+    print(result.path)
+    return 0

@@ -1,0 +1,127 @@
+"""Read back what was written, and compare it with what live application makes of the base.
+
+The comparison is done on the hidden file, before it gets its name: a wrong file is never there to be loaded.
+A seeded sample is checked, of the changed tensors at least one for every way in which a weight is stored and
+changed, and of the untouched ones byte for byte.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..._types import Cancel
+from ...errors import CancelledError, LycorisError
+from ...io import SafetensorsReader
+from ...ops.rounding import STOCHASTIC
+from .plan import BakePlan, TensorPlan
+from .weights import Weights
+
+_CHANGED, _COPIED = 8, 4
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How many tensors were compared, and the largest difference of a changed one to the live weight.
+
+    ``steps`` is that difference in gaps between neighbouring numbers of the stored dtype (0.5 is rounding to
+    the nearest), ``difference`` in the weight's own unit; ``layer`` is where.
+    """
+
+    changed: int
+    copied: int
+    difference: float
+    steps: float
+    layer: str
+
+
+def prove(
+    plan: BakePlan,
+    base: SafetensorsReader,
+    written: Path,
+    weights: Weights,
+    device: torch.device,
+    cancel: Cancel,
+) -> Proof:
+    """Compares a sample of ``written`` with the live weights; LycorisError where rounding explains less."""
+    changed, copied = _sample(plan)
+    worst = (0.0, 0.0, "")
+    with SafetensorsReader(written) as reader:
+        for item in changed:
+            if cancel():
+                raise CancelledError("stopped while the new file was checked: nothing was written")
+            difference, steps = _compare(item, reader, weights, device)
+            if steps >= worst[1]:
+                worst = (difference, steps, item.info.name)
+        for item in copied:
+            name = item.info.name
+            if not _same_bytes(reader[name], base[name]):
+                raise LycorisError(f"'{name}' was copied and came out different: the disk may be failing")
+    return Proof(len(changed), len(copied), *worst)
+
+
+def _sample(plan: BakePlan) -> tuple[list[TensorPlan], list[TensorPlan]]:
+    choice = random.Random(plan.seed)
+    changed, copied = plan.changed, [item for item in plan.tensors if item.copied and item.info.nbytes]
+    kinds: dict[object, list[TensorPlan]] = {}
+    for item in changed:
+        kinds.setdefault(_kind(item), []).append(item)
+    picked = {id(item): item for own in kinds.values() for item in [choice.choice(own)]}
+    rest = [item for item in changed if id(item) not in picked]
+    for item in choice.sample(rest, min(len(rest), max(0, _CHANGED - len(picked)))):
+        picked[id(item)] = item
+    return list(picked.values()), choice.sample(copied, min(len(copied), _COPIED))
+
+
+def _kind(item: TensorPlan) -> object:
+    """What makes one changed tensor unlike another, as far as a mistake could hide in it."""
+    algorithms = frozenset(
+        component.algo
+        for change in item.changes
+        for adapter, _ in change.entries
+        for component in adapter.weight_components
+    )
+    turned = frozenset((c.spot.transposed, c.spot.swapped, c.spot.part is None) for c in item.changes)
+    return item.info.dtype, item.dtype, item.scale is None, len(item.shape), turned, algorithms
+
+
+def _compare(
+    item: TensorPlan, reader: SafetensorsReader, weights: Weights, device: torch.device
+) -> tuple[float, float]:
+    """(largest difference, the same in steps of the stored dtype) of one tensor to the live weight."""
+    live = weights.exact(item, device)
+    if live.numel() == 0:
+        return 0.0, 0.0
+    found = reader[item.info.name].to(device, live.dtype)
+    limits = torch.finfo(item.dtype)
+    scale = live.new_ones(())
+    if item.keeps_scale and item.scale is not None:
+        scale = reader[item.scale].to(device, live.dtype).reshape(())
+        live = live / scale
+    if item.dtype in STOCHASTIC:
+        live = live.clamp(limits.min, limits.max)
+    differences = (found - live).abs_()
+    # The gap to the next number is at most ε·|x|, and does not shrink below the smallest normal number.
+    gaps = live.abs().clamp_(min=limits.smallest_normal).mul_(limits.eps)
+    allowed = 1.0 if item.dtype in STOCHASTIC else 0.51
+    # Float32 sums in another order than the live path's may differ in their own last bits.
+    slack = 8 * torch.finfo(live.dtype).eps * float(live.abs().max())
+    wrong = differences > gaps.mul(allowed).add_(slack)
+    if bool(wrong.any()) or not bool(torch.isfinite(found).all()):
+        raise LycorisError(
+            f"'{item.info.name}' was written, read back and found to differ from the live weight by "
+            f"{float((differences * scale).nan_to_num(torch.inf).max()):.3g}, more than "
+            f"{str(item.dtype).removeprefix('torch.')} can explain (is a weight beyond its largest number, "
+            f"{limits.max:g}?). The new file was removed"
+        )
+    return float(differences.max() * scale), float((differences / gaps).max())
+
+
+def _same_bytes(first: Tensor, second: Tensor) -> bool:
+    views: Iterable[Tensor] = (tensor.reshape(-1).view(torch.uint8) for tensor in (first, second))
+    return torch.equal(*views)

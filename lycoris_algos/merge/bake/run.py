@@ -1,0 +1,123 @@
+"""Carries a plan out: one tensor at a time through the file, untouched stretches copied by the system.
+
+The new file appears under its name only when it is complete, on the disk and proven; whatever stops the run
+(an error, a full disk, the user, a kill) leaves nothing that could be taken for a model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..._types import Cancel, Progress
+from ...errors import CancelledError, FileFormatError, LycorisError
+from ...io import SafetensorsReader, SafetensorsWriter
+from .plan import BakePlan, TensorPlan
+from .proof import Proof, prove
+from .recipe import baked_metadata
+from .weights import Baked, Weights
+
+# Untouched tensors are copied in pieces of this size, between which the user may stop.
+_STRETCH = 256 << 20
+_OUT_OF_MEMORY: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
+
+@dataclass(frozen=True, eq=False)
+class BakeResult:
+    """A finished bake: the file, what was checked, and what took another way than planned."""
+
+    path: Path
+    plan: BakePlan
+    proof: Proof
+    #: Tensors for which the device had too little memory, so that the CPU made them.
+    redone: tuple[str, ...]
+    seconds: float
+    size: int
+
+
+def run_bake(
+    plan: BakePlan,
+    source: str | Path,
+    target: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> BakeResult:
+    """Writes the checkpoint ``source`` with the changes of ``plan`` to a new file ``target``.
+
+    An existing file is never replaced: the path that was used is in the result. ``progress`` is told
+    (tensors done, of how many, the next one); ``cancel`` is asked between them, and may raise its own
+    exception. Raises CancelledError, LycorisError or FileFormatError; then there is no new file.
+    """
+    start = time.perf_counter()
+    stop = cancel or (lambda: False)
+    place = torch.device(device)
+    redone: list[str] = []
+    with torch.no_grad(), SafetensorsReader(Path(source)) as reader:
+        if reader.header.tensors != plan.header.tensors:
+            raise FileFormatError(f"file '{reader.path.name}': it was changed since the bake was planned")
+        tensors = {item.info.name: (item.dtype, item.shape) for item in plan.tensors}
+        order = [item.info.name for item in plan.tensors]
+        writer = SafetensorsWriter(Path(target), tensors, baked_metadata(plan, reader), order)
+        weights = Weights(reader, plan.seed)
+        scales: dict[str, Tensor] = {}
+        total = len(plan.tensors)
+        done = 0
+        with writer:
+            for stretch in _stretches(plan):
+                if stop():
+                    raise CancelledError("stopped: nothing was written")
+                first, last = stretch[0], stretch[-1]
+                if progress is not None:
+                    progress(done, total, first.info.name)
+                if first.copied:
+                    writer.copy(reader, first.info.name, last.info.name)
+                else:
+                    baked = _made(weights, first, place, redone)
+                    writer.write(first.info.name, baked.tensor)
+                    if baked.scale is not None and first.scale is not None:
+                        scales[first.scale] = baked.scale
+                done += len(stretch)
+            for name, scale in scales.items():
+                writer.replace(name, scale)
+            proof = prove(plan, reader, writer.unpublished, weights, place, stop)
+    return BakeResult(writer.path, plan, proof, tuple(redone), time.perf_counter() - start, writer.file_size)
+
+
+def _made(weights: Weights, item: TensorPlan, device: torch.device, redone: list[str]) -> Baked:
+    """One tensor; once more on the CPU where the device runs out of memory."""
+    try:
+        return weights.make(item, device)
+    except _OUT_OF_MEMORY:
+        redone.append(item.info.name)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        return weights.make(item, torch.device("cpu"))
+    except (_OUT_OF_MEMORY, MemoryError) as error:
+        raise LycorisError(f"'{item.info.name}': there is too little memory to change this weight") from error
+
+
+def _stretches(plan: BakePlan) -> Iterator[list[TensorPlan]]:
+    """The tensors in order: untouched ones that follow each other in the base together, others alone."""
+    places = {name: number for number, name in enumerate(plan.header.tensors)}
+    stretch: list[TensorPlan] = []
+    size = 0
+    for item in plan.tensors:
+        follows = stretch and places[item.info.name] == places[stretch[-1].info.name] + 1
+        if stretch and not (item.copied and follows and size < _STRETCH):
+            yield stretch
+            stretch, size = [], 0
+        if item.copied:
+            stretch.append(item)
+            size += item.info.nbytes
+        else:
+            yield [item]
+    if stretch:
+        yield stretch

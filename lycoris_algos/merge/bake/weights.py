@@ -1,0 +1,168 @@
+"""One tensor of a bake: read, changed by the same function that changes a loaded model's weights, rounded.
+
+A weight that is stored in the dtype that it was read in goes through ``apply_`` as it is, which works on rows
+whose float32 copy stays in the cache. Everything else (another dtype, a scale, several spots, a transposed
+or swapped one) is widened whole first. Both round once.
+
+Buffers live as long as the run: pages that are touched for the first time cost more than the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...adapters import LayerAdapter, apply_
+from ...errors import LycorisError
+from ...io import SafetensorsReader, TensorInfo
+from ...models.checkpoint import Spot
+from ...ops.dtypes import compute_dtype
+from ...ops.rounding import STOCHASTIC, generator_for, stochastic
+from .plan import Change, TensorPlan
+from .storage import new_scale
+
+
+@dataclass(frozen=True, eq=False)
+class Baked:
+    """A tensor as it goes into the file, and its new scale where it is stored with one."""
+
+    tensor: Tensor
+    scale: Tensor | None = None
+
+
+class Weights:
+    """Makes the tensors of one run. Not for several threads: the buffers are used again."""
+
+    def __init__(self, reader: SafetensorsReader, seed: int) -> None:
+        self._reader = reader
+        self._seed = seed
+        self._buffers: dict[str, Tensor] = {}
+
+    def make(self, item: TensorPlan, device: torch.device) -> Baked:
+        """The tensor ``item`` of the new file, computed on ``device``. It is valid until the next call.
+
+        Raises LycorisError, naming the layer, and whatever PyTorch raises when memory runs out.
+        """
+        if _direct(item):
+            return Baked(self._changed_as_stored(item, device))
+        wide = self.exact(item, device)
+        if item.keeps_scale:
+            scale = self._new_scale(item, wide)
+            return Baked(self._rounded(wide / scale.to(wide), item), scale.cpu())
+        return Baked(self._rounded(wide, item))
+
+    def exact(self, item: TensorPlan, device: torch.device) -> Tensor:
+        """The changed weight before it is rounded, in float32 (float64 for float64), on ``device``."""
+        info = item.info
+        dtype = compute_dtype(info.dtype)
+        stored = self._read(info)
+        if device.type == "cpu":
+            wide = self._buffer("wide", info.shape, dtype).copy_(stored)
+        else:
+            wide = stored.to(device).to(dtype)
+        if item.scale is not None:
+            # A scale is one number; rounding it to the weight's dtype first would change every weight.
+            wide.mul_(self._reader[item.scale].to(device, dtype).reshape(()))
+        prepared = [
+            _prepared(change, lambda change=change: _seen(wide, change.spot).clone())  # type: ignore[misc]
+            for change in item.changes
+        ]
+        for change, entries in zip(item.changes, prepared, strict=True):
+            wide = _changed(wide, change, entries)
+        return wide
+
+    def _changed_as_stored(self, item: TensorPlan, device: torch.device) -> Tensor:
+        stored = self._read(item.info)
+        (change,) = item.changes
+        weight = stored if device.type == "cpu" else stored.to(device)
+        seen = _seen(weight, change.spot)
+        entries = _prepared(change, lambda: seen.to(compute_dtype(seen.dtype), copy=True))
+        result = _changed(weight, change, entries)
+        return result if device.type == "cpu" else result.cpu()
+
+    def _new_scale(self, item: TensorPlan, wide: Tensor) -> Tensor:
+        assert item.scale is not None
+        info = self._reader.header.tensors[item.scale]
+        number = new_scale(wide, item.dtype)
+        return torch.full(info.shape, number, dtype=info.dtype, device=wide.device)
+
+    def _rounded(self, wide: Tensor, item: TensorPlan) -> Tensor:
+        if item.dtype in STOCHASTIC:
+            return stochastic(wide, item.dtype, generator_for(self._seed, item.info.name))
+        if wide.dtype == item.dtype:
+            return wide.cpu()
+        if wide.device.type != "cpu":
+            return wide.to(item.dtype).cpu()
+        return self._buffer("rounded", tuple(wide.shape), item.dtype).copy_(wide)
+
+    def _read(self, info: TensorInfo) -> Tensor:
+        stored = self._buffer("stored", info.shape, info.dtype)
+        self._reader.read_into(info.name, stored)
+        return stored
+
+    def _buffer(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        needed = torch.Size(shape).numel() * dtype.itemsize
+        found = self._buffers.get(use)
+        if found is None or found.numel() < needed:
+            # Freed first, so that never both are held.
+            self._buffers.pop(use, None)
+            del found
+            # A tensor of inference mode (in which ComfyUI runs nodes) could not be used outside of it.
+            with torch.inference_mode(False):
+                found = self._buffers[use] = torch.empty(needed, dtype=torch.uint8)
+        return found[:needed].view(dtype).view(shape)
+
+
+def _direct(item: TensorPlan) -> bool:
+    """Whether the tensor may be changed in the form that it is stored in."""
+    if item.scale is not None or item.dtype != item.info.dtype or item.dtype in STOCHASTIC:
+        return False
+    if len(item.changes) != 1:
+        return False
+    spot = item.changes[0].spot
+    return not (spot.transposed or spot.swapped)
+
+
+def _seen(weight: Tensor, spot: Spot) -> Tensor:
+    """``weight`` as the adapter of ``spot`` sees it; a view, unless it has to be turned round."""
+    if spot.part is not None:
+        weight = weight.narrow(*spot.part)
+    if spot.swapped:
+        return swap_halves(weight)
+    return weight.T.contiguous() if spot.transposed else weight
+
+
+def _changed(weight: Tensor, change: Change, entries: list[tuple[LayerAdapter, float]]) -> Tensor:
+    """``weight`` with the change, in place where the adapters do not enlarge it."""
+    spot = change.spot
+    try:
+        if spot.swapped:
+            part = weight if spot.part is None else weight.narrow(*spot.part)
+            apply_(part, entries, transform=swap_halves, inverse=swap_halves)
+            return weight
+        seen = _seen(weight, spot)
+        result = apply_(seen, entries)
+    except LycorisError as error:
+        raise error.with_context(f"layer '{change.layers[0]}'") from error
+    if spot.transposed:
+        whole = weight if spot.part is None else weight.narrow(*spot.part)
+        whole.copy_(result.T)
+        return weight
+    return weight if spot.part is not None else result
+
+
+def _prepared(change: Change, base: Callable[[], Tensor]) -> list[tuple[LayerAdapter, float]]:
+    """The entries with everything worked out that depends on the weight as it was before all changes."""
+    try:
+        return [(adapter.prepare(base), multiplier) for adapter, multiplier in change.entries]
+    except LycorisError as error:
+        raise error.with_context(f"layer '{change.layers[0]}'") from error
+
+
+def swap_halves(weight: Tensor) -> Tensor:
+    """``weight`` with the two halves of its rows exchanged."""
+    first, second = weight.chunk(2, dim=0)
+    return torch.cat((second, first))

@@ -1,0 +1,120 @@
+"""MergeLyCORIS: a stack into a checkpoint file."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..lycoris_algos.ops.dtypes import STORED_DTYPES
+from .host.applying import OnUnmatched
+from .host.baking import AS_BASE, bake_stack, base_fingerprint, base_names, check_base
+from .host.compat import LYCORIS, schema, socket, text_ui
+from .host.inputs import strength_input
+from .host.saving import remember, written_fingerprint
+from .host.stack import Stack
+
+
+class MergeLyCORIS(io.ComfyNode):
+    """Bakes a stack into a checkpoint, a diffusion model or a text encoder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MergeLyCORIS",
+            display_name="Merge LyCORIS into Checkpoint",
+            category="LyCORIS",
+            description="Writes a new model file with a LyCORIS stack baked into its weights, exactly as "
+            "Apply LyCORIS to Model would change them. Works from file to file, tensor by tensor, so it "
+            "needs little memory; what was written is read back and checked. Never replaces a file.",
+            search_aliases=["bake lora", "merge lora into checkpoint", "save checkpoint"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                socket(
+                    io.Combo,
+                    "base",
+                    options=base_names(),
+                    tooltip="The model file to start from, which stays as it is. Press R to refresh.",
+                ),
+                socket(LYCORIS, "lycoris", tooltip="From Load LyCORIS or Stack LyCORIS."),
+                strength_input("strength_model", "the whole stack changes the diffusion model"),
+                strength_input("strength_clip", "the whole stack changes the text encoders"),
+                socket(
+                    io.Combo,
+                    "save_dtype",
+                    options=[AS_BASE, *STORED_DTYPES],
+                    default=AS_BASE,
+                    tooltip="The number type of the new file. As base: every tensor as it was, and what is "
+                    "not changed copied byte for byte. fp8 is rounded at random, so that small changes "
+                    "survive.",
+                ),
+                socket(
+                    io.String,
+                    "filename_prefix",
+                    default="merged",
+                    tooltip="The name of the new file; 'folder/name' puts it into a folder. A number is "
+                    "added where the name is taken.",
+                ),
+                socket(
+                    io.Combo,
+                    "on_unmatched",
+                    options=[choice.value for choice in OnUnmatched],
+                    default=OnUnmatched.NOTHING.value,
+                    tooltip="What to do about layers that the model file does not have. Layers of a text "
+                    "encoder do not count where the file has none.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="path", tooltip="The file that was written."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="What was changed, what was not and why, and how far the new file is from the "
+                    "live weights.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls,
+        base: str,
+        strength_model: float,
+        strength_clip: float,
+        save_dtype: str,
+        filename_prefix: str,
+        on_unmatched: str,
+        **_: object,
+    ) -> str:
+        widgets = (base, strength_model, strength_clip, save_dtype, filename_prefix, on_unmatched)
+        return f"{base_fingerprint(base)} {written_fingerprint(*widgets)}"
+
+    @classmethod
+    def validate_inputs(cls, base: str) -> bool | str:
+        return check_base(base)
+
+    @classmethod
+    def execute(
+        cls,
+        base: str,
+        lycoris: Stack,
+        strength_model: float,
+        strength_clip: float,
+        save_dtype: str,
+        filename_prefix: str,
+        on_unmatched: str,
+    ) -> io.NodeOutput:
+        hidden = getattr(cls, "hidden", None)
+        path, report = bake_stack(
+            base,
+            lycoris,
+            strength_model,
+            strength_clip,
+            save_dtype,
+            filename_prefix,
+            OnUnmatched(on_unmatched),
+            getattr(hidden, "unique_id", None),
+        )
+        remember(path, base, strength_model, strength_clip, save_dtype, filename_prefix, on_unmatched)
+        return io.NodeOutput(str(path), report, ui=text_ui(report))
+
+
+NODES = [MergeLyCORIS]

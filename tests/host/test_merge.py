@@ -1,0 +1,428 @@
+"""Adapters baked into files, against the live application of the same adapters in the real ComfyUI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from lab import models, paths
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lycoris_algos.io import read_header
+from lycoris_algos.models.checkpoint import index_checkpoint
+
+UNET = "model.diffusion_model."
+BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
+INSIDE = "input_blocks.1.1.transformer_blocks.0"
+#: Layers of tiny_sd15 of every kind: {name in a file: key of the weight in the diffusion model}.
+LAYERS = {
+    f"{BLOCK}_attn1_to_q": f"{INSIDE}.attn1.to_q.weight",
+    f"{BLOCK}_attn2_to_k": f"{INSIDE}.attn2.to_k.weight",
+    f"{BLOCK}_ff_net_0_proj": f"{INSIDE}.ff.net.0.proj.weight",
+    "lora_unet_down_blocks_0_attentions_0_proj_in": "input_blocks.1.1.proj_in.weight",
+    "lora_unet_down_blocks_0_resnets_0_conv1": "input_blocks.1.0.in_layers.2.weight",
+    "lora_unet_mid_block_resnets_1_conv2": "middle_block.2.out_layers.3.weight",
+}
+NORMS = {f"{BLOCK}_norm1": f"{INSIDE}.norm1.weight", "lora_unet_conv_norm_out": "out.0.weight"}
+ALGOS = ("lora", "loha", "lokr", "full", "norm", "dora", "glora", "ia3", "oft", "boft", "tlora")
+
+
+@pytest.fixture
+def output(pack: ModuleType, folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ComfyUI's output folder, below which the baked files go; also listed as folders of models."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(folders / "output"))
+    return folders / "output"
+
+
+@pytest.fixture
+def bases(output: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with ``checkpoints``, ``diffusion_models`` and ``text_encoders``, which are all there is."""
+    import folder_paths
+
+    root = output.parent / "models"
+    for name in ("checkpoints", "diffusion_models", "text_encoders"):
+        own = root / name
+        own.mkdir(parents=True)
+        made = output / ("clip" if name == "text_encoders" else name)
+        _, extensions = folder_paths.folder_names_and_paths[name]
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(own), str(made)], extensions))
+        folder_paths.filename_list_cache.pop(name, None)
+    return root
+
+
+def link(bases: Path, name: str) -> str:
+    """The lab's model ``name`` in the folders; as the node lists it."""
+    models.ensure([name])
+    (file,) = models.FILES[name]
+    (bases / file).symlink_to(paths.MODELS / file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The UNet of tiny_sd15 as a checkpoint without anything else, so that writing it is quick."""
+    models.ensure(["tiny_sd15"])
+    tensors = load_file(paths.MODELS / models.FILES["tiny_sd15"][0])
+    path = tmp_path_factory.mktemp("unet") / "unet.safetensors"
+    save_file({k: v for k, v in tensors.items() if k.startswith(UNET)}, path, {"modelspec.title": "tiny"})
+    return path
+
+
+@pytest.fixture
+def bake(comfy_nodes: dict[str, Any], bases: Path) -> Iterator[Callable[..., tuple[Path, str]]]:
+    """(path, report) of MergeLyCORIS; what it wrote is deleted again."""
+    made: list[Path] = []
+
+    def run(base: str, stack: Any, **options: Any) -> tuple[Path, str]:
+        defaults = {
+            "strength_model": 1.0,
+            "strength_clip": 1.0,
+            "save_dtype": "fp32",
+            "filename_prefix": "merged",
+            "on_unmatched": "error if nothing matches",
+        }
+        path, report = comfy_nodes["MergeLyCORIS"].execute(base, stack, **{**defaults, **options}).args
+        made.append(Path(path))
+        return Path(path), report
+
+    yield run
+    for path in made:
+        path.unlink(missing_ok=True)
+
+
+def file_for(algo: str, model: Any, layers: dict[str, str], seed: str = "") -> dict[str, tiny.Tensors]:
+    """A file of ``algo`` for those layers that it can have."""
+    found = {}
+    for name, key in layers.items():
+        weight = tiny.parameter(model, f"diffusion_model.{key}")
+        fits = {
+            "tlora": weight[:1].numel() == (weight.shape[1] if weight.dim() > 1 else 1),
+            "boft": weight.shape[0] % 64 == 0,
+        }
+        if fits.get(algo, True):
+            found[name] = tiny.make(algo, weight, name + seed)
+    return found
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_baked_unet_has_the_live_weights_bit_for_bit(
+    algo: str, sd15: tuple[Any, Any], apply: Any, bases: Path, unet: Path, bake: Any
+) -> None:
+    model, _ = sd15
+    (bases / "checkpoints" / "unet.safetensors").symlink_to(unet)
+    layers = NORMS if algo == "norm" else LAYERS
+    stack = apply.stack(file_for(algo, model, layers), 0.8)
+
+    path, report = bake("checkpoints/unet.safetensors", stack, strength_model=-0.7)
+    patched, _, _ = apply(model, stack, strength=-0.7)
+
+    baked = load_file(path)
+    changed = 0
+    with tiny.loaded(patched) as live:
+        for key, weight in baked.items():
+            now = live(key.removeprefix("model."))
+            assert now.dtype == weight.dtype == torch.float32
+            assert torch.equal(now, weight), key
+            changed += not torch.equal(weight, tiny.parameter(model, key.removeprefix("model.")).float())
+    assert path.parent.name == "checkpoints"
+    assert "difference is 0," in report
+
+
+@pytest.mark.parametrize("save_dtype", ["as base", "bf16"])
+def test_other_dtypes_are_the_live_weights_rounded_once(
+    save_dtype: str, sd15: tuple[Any, Any], apply: Any, bases: Path, unet: Path, bake: Any
+) -> None:
+    model, _ = sd15
+    (bases / "checkpoints" / "unet.safetensors").symlink_to(unet)
+    stacks = [apply.stack(file_for(algo, model, LAYERS, algo), 0.5) for algo in ("loha", "lokr", "lora")]
+    stack = tuple(entry for own in stacks for entry in own)
+
+    path, _ = bake("checkpoints/unet.safetensors", stack, save_dtype=save_dtype)
+    patched, _, _ = apply(model, *stacks)
+
+    dtype = torch.float16 if save_dtype == "as base" else torch.bfloat16
+    with tiny.loaded(patched) as live:
+        for key, weight in load_file(path).items():
+            assert weight.dtype == dtype
+            assert torch.equal(live(key.removeprefix("model.")).to(dtype), weight), key
+
+
+@pytest.mark.parametrize("algo", ["lora", "dora", "oft", "glora", "full"])
+@pytest.mark.parametrize("name", ["tiny_sd3", "tiny_wan", "tiny_hyvid"])
+def test_every_name_of_core_bakes_as_it_is_applied(
+    name: str, algo: str, load: Any, apply: Any, bases: Path, bake: Any
+) -> None:
+    """Also layers that are a part of a fused weight, and those with swapped halves."""
+    import comfy.lora
+
+    model, _ = load(name)
+    base = link(bases, name)
+    layers: dict[str, tiny.Tensors] = {}
+    taken: set[Any] = set()
+    parameters = model.model.state_dict()
+    for layer, target in comfy.lora.model_lora_keys_unet(model.model, {}).items():
+        key = target if isinstance(target, str) else target[0]
+        if key not in parameters:  # core names layers that only some models of the family have
+            continue
+        weight = parameters[key]
+        if not isinstance(target, str) and target[1] is not None:
+            weight = weight.narrow(*target[1])
+        # One name for each target; some weights are changed as a whole and in parts.
+        if weight.dim() < 2 or target in taken or weight.shape[0] % 4:
+            continue
+        if layer.startswith(("transformer.", "lora_unet_", "diffusion_model.")):
+            taken.add(target)
+            layers[layer] = tiny.make(algo, weight, layer)
+    stack = apply.stack(layers)
+
+    path, report = bake(base, stack)
+    patched, _, live_report = apply(model, stack)
+
+    assert f"{len(layers)} of {len(layers)} layers applied" in live_report
+    assert f"{len(layers)} of {len(layers)} layers" in report, report
+    with tiny.loaded(patched) as live:
+        for key, weight in load_file(path).items():
+            assert torch.equal(live(f"diffusion_model.{key}").float(), weight.float()), key
+
+
+def test_a_text_encoder_is_a_base_of_its_own(sd15: Any, apply: Any, bases: Path, bake: Any) -> None:
+    base = link(bases, "clip_l")
+    weights = load_file(bases / base)
+    key = "text_model.encoder.layers.3.self_attn.q_proj.weight"
+    layer = "lora_te_text_model_encoder_layers_3_self_attn_q_proj"
+    tensors = tiny.make("lokr", weights[key])
+    layers = {layer: tensors, f"{BLOCK}_attn1_to_q": tiny.make("lora", torch.zeros(320, 320))}
+
+    path, report = bake(base, apply.stack(layers), strength_clip=0.5)
+
+    baked = load_file(path)
+    tiny.assert_weight(baked[key], tiny.changed(weights[key], (tensors, 0.5)), steps=4)
+    assert all(torch.equal(baked[k].to(w.dtype), w) for k, w in weights.items() if k != key)
+    assert "1 diffusion model layers are left out" in report
+    assert path.parent.name == "clip"
+
+
+def test_the_new_file_is_listed_and_says_how_it_was_made(
+    sd15: Any, apply: Any, bases: Path, unet: Path, bake: Any
+) -> None:
+    import folder_paths
+
+    model, _ = sd15
+    (bases / "checkpoints" / "unet.safetensors").symlink_to(unet)
+    stack = apply.stack(file_for("lora", model, LAYERS))
+
+    path, report = bake("checkpoints/unet.safetensors", stack, filename_prefix="../../a/b:c")
+    again, _ = bake("checkpoints/unet.safetensors", stack, filename_prefix="../../a/b:c")
+
+    folder_paths.filename_list_cache.pop("checkpoints", None)
+    assert {"a/bc.safetensors", "a/bc_00002.safetensors"} <= set(
+        folder_paths.get_filename_list("checkpoints")
+    )
+    assert again != path
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    recipe = json.loads(metadata["lycoris_algos.bake"])
+    assert metadata["modelspec.title"] == "tiny"
+    assert recipe["base"]["file"] == "checkpoints/unet.safetensors"
+    assert [entry["file"] for entry in recipe["adapters"]] == [stack[0].adapters.name]
+    assert f"{len(LAYERS)} of {len(LAYERS)} layers" in report
+
+
+def test_a_file_for_another_model_is_refused(
+    sd15: Any, apply: Any, bases: Path, unet: Path, bake: Any
+) -> None:
+    (bases / "checkpoints" / "unet.safetensors").symlink_to(unet)
+    stranger = {"lora_unet_double_blocks_0_img_attn_qkv": tiny.make("lora", torch.zeros(96, 32))}
+    mixed = {**stranger, **file_for("lora", sd15[0], LAYERS)}
+
+    with pytest.raises(Exception, match="none of the 1 layers") as error:
+        bake("checkpoints/unet.safetensors", apply.stack(stranger))
+    with pytest.raises(Exception, match="1 entries of"):
+        bake(
+            "checkpoints/unet.safetensors", apply.stack(mixed), on_unmatched="error if anything is unmatched"
+        )
+    _, report = bake("checkpoints/unet.safetensors", apply.stack(stranger), on_unmatched="report only")
+
+    assert "a diffusion model" in str(error.value)
+    assert "lora_unet_double_blocks_0_img_attn_qkv: the file's diffusion model has no such layer" in report
+
+
+def test_a_deleted_file_is_made_again(
+    sd15: Any, apply: Any, bases: Path, unet: Path, bake: Any, comfy_nodes: Any
+) -> None:
+    (bases / "checkpoints" / "unet.safetensors").symlink_to(unet)
+    widgets = {
+        "base": "checkpoints/unet.safetensors",
+        "strength_model": 1.0,
+        "strength_clip": 1.0,
+        "save_dtype": "as base",
+        "filename_prefix": "again",
+        "on_unmatched": "report only",
+    }
+    options = {name: value for name, value in widgets.items() if name != "base"}
+    path, _ = bake(widgets["base"], apply.stack(file_for("lora", sd15[0], LAYERS)), **options)
+    node = comfy_nodes["MergeLyCORIS"]
+
+    before = node.fingerprint_inputs(**widgets)
+    assert node.fingerprint_inputs(**widgets) == before
+    path.unlink()
+
+    assert node.fingerprint_inputs(**widgets) != before
+    assert node.validate_inputs("checkpoints/gone.safetensors") is not True
+    assert node.validate_inputs(widgets["base"]) is True
+
+
+def test_stop_ends_the_run_and_leaves_nothing(
+    sd15: Any, apply: Any, bases: Path, unet: Path, bake: Any, output: Path
+) -> None:
+    import comfy.model_management
+
+    (bases / "checkpoints" / "unet.safetensors").symlink_to(unet)
+    stack = apply.stack(file_for("lora", sd15[0], LAYERS))
+    comfy.model_management.interrupt_current_processing()
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        bake("checkpoints/unet.safetensors", stack)
+
+    assert [path for path in output.rglob("*") if path.is_file()] == []
+
+
+# ---- the index of checkpoints, against ComfyUI's own conversion -------------------------------------------
+
+
+def clip_model(config: str, prefix: str) -> dict[str, tuple[int, ...]]:
+    """{key: shape} of ComfyUI's module of a CLIP."""
+    import comfy.ops
+    from comfy.clip_model import CLIPTextModel
+
+    settings = json.loads((paths.COMFYUI / "comfy" / config).read_text("utf-8"))
+    with torch.device("meta"):
+        module = CLIPTextModel(settings, torch.float32, "meta", comfy.ops.disable_weight_init)
+    return {f"{prefix}{key}": tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("config", "root", "encoder"),
+    [
+        ("clip_config_bigg.json", "conditioner.embedders.1.model.", "clip_g"),
+        ("text_encoders/sd2_clip_config.json", "cond_stage_model.model.", "clip_h"),
+    ],
+)
+def test_openclip_layers_are_found_where_core_puts_them(
+    config: str, root: str, encoder: str, pack: ModuleType
+) -> None:
+    """Each weight of OpenCLIP's form is numbered, converted by ComfyUI, and found again by its new name."""
+    import comfy.utils
+
+    if not (paths.COMFYUI / "comfy" / config).is_file():
+        config = f"text_encoders/{Path(config).name}"
+    if not (paths.COMFYUI / "comfy" / config).is_file():
+        config = Path(config).name
+    target = clip_model(config, "")
+    width = target["text_model.final_layer_norm.weight"][0]
+    stored: dict[str, Tensor] = {"text_projection": torch.empty(width, width)}
+    for key, shape in target.items():
+        parts = key.split(".")
+        if key.startswith("text_model.encoder.layers.0."):
+            name = ".".join(parts[4:])
+            table = {
+                "layer_norm1": "ln_1",
+                "layer_norm2": "ln_2",
+                "mlp.fc1": "mlp.c_fc",
+                "mlp.fc2": "mlp.c_proj",
+                "self_attn.out_proj": "attn.out_proj",
+            }
+            for ours, theirs in table.items():
+                if name.startswith(ours):
+                    stored[f"transformer.resblocks.0.{theirs}.{parts[-1]}"] = torch.empty(shape)
+    stored["transformer.resblocks.0.attn.in_proj_weight"] = torch.empty(3 * width, width)
+    stored["transformer.resblocks.0.attn.in_proj_bias"] = torch.empty(3 * width)
+    stored["token_embedding.weight"] = torch.empty(target["text_model.embeddings.token_embedding.weight"])
+    stored["positional_embedding"] = torch.empty(77, width)
+    stored["ln_final.weight"] = torch.empty(width)
+    for number, value in enumerate(stored.values()):
+        value.copy_(torch.arange(value.numel()).reshape(value.shape) % 8191 + number)
+
+    index = index_checkpoint({root + key: tuple(value.shape) for key, value in stored.items()})
+    converted = comfy.utils.clip_text_transformers_convert(dict(stored), "", "")
+
+    assert index.encoders == (encoder,)
+    for key, value in converted.items():
+        if key.endswith(".bias"):
+            continue
+        (where, *_) = index.text.look_up(key.removesuffix(".weight"))
+        found = stored[where.weight.key.removeprefix(root)]
+        found = found if where.weight.part is None else found.narrow(*where.weight.part)
+        assert torch.equal(found.T if where.weight.transposed else found, value), key
+        bias = converted.get(key.removesuffix(".weight") + ".bias")
+        if bias is not None:
+            assert where.bias is not None
+            own = stored[where.bias.key.removeprefix(root)]
+            assert torch.equal(own if where.bias.part is None else own.narrow(*where.bias.part), bias)
+
+
+@pytest.mark.parametrize("name", ["tiny_sd15", "tiny_wan"])
+def test_every_name_of_core_is_in_the_index(name: str, load: Any) -> None:
+    import comfy.lora
+
+    from lycoris_algos.formats import model_paths, text_paths
+
+    model, clip = load(name)
+    header = read_header(paths.MODELS / models.FILES[name][0])
+    index = index_checkpoint({key: info.shape for key, info in header.tensors.items()})
+    kinds = [(comfy.lora.model_lora_keys_unet(model.model, {}), model.model, index.model, model_paths)]
+    if clip is not None:
+        inner = clip.cond_stage_model
+        kinds.append((comfy.lora.model_lora_keys_clip(inner, {}), inner, index.text, text_paths))
+    for known, module, names, spelled in kinds:
+        parameters = module.state_dict()
+        for layer, target in known.items():
+            if target in parameters and not target.endswith(".bias"):
+                places = [where for path in spelled(layer) for where in names.look_up(path)]
+                assert places, layer
+                end = target.removeprefix("clip_l.").removeprefix("diffusion_model.")
+                assert places[0].weight.key.endswith(end), layer
+
+
+CONFIGS: dict[str, dict[str, int]] = {
+    "mmdit_to_diffusers": {"depth": 3, "hidden_size": 64},
+    "pixart_to_diffusers": {"depth": 2, "hidden_size": 64},
+    "auraflow_to_diffusers": {"n_double_layers": 2, "n_layers": 4},
+    "flux_to_diffusers": {"depth": 2, "depth_single_blocks": 2, "hidden_size": 64},
+}
+
+
+@pytest.mark.parametrize("table", CONFIGS)
+def test_diffusers_names_mean_what_core_says(table: str, pack: ModuleType) -> None:
+    """Core's tables of families that cannot be built small, with made-up shapes."""
+    import comfy.utils
+
+    known = getattr(comfy.utils, table)(CONFIGS[table], output_prefix="")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for target in known.values():
+        key, part = (target, None) if isinstance(target, str) else target[:2]
+        rows = 64 if part is None else part[1] + part[2]
+        # A norm of six parts, but for the last block's.
+        rows = 6 * 64 if "adaLN" in key and isinstance(target, str) else rows
+        rows = 2 * 64 if not isinstance(target, str) and len(target) > 2 else rows
+        shapes[key] = (max(rows, shapes.get(key, (0,))[0]), *(() if key.endswith(".bias") else (64,)))
+    index = index_checkpoint({f"model.diffusion_model.{key}": shape for key, shape in shapes.items()})
+
+    for path, target in known.items():
+        if not path.endswith(".weight") or "controlnet" in path:
+            continue
+        key, part, *function = (target, None) if isinstance(target, str) else (*target, None)[:3]
+        (where, *_) = index.model.look_up(path.removesuffix(".weight"))
+        assert where.weight.key == f"model.diffusion_model.{key}", path
+        assert where.weight.part == (None if part is None else tuple(part)), path
+        assert where.weight.swapped == bool(function and function[0]), path
