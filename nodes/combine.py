@@ -8,7 +8,8 @@ from comfy_api.latest import io
 
 from ..lycoris_algos.merge.combine import CombineOptions, Method, Output, RankKind, RankRule
 from ..lycoris_algos.ops.dtypes import STORED_DTYPES
-from .host.combining import AS_STORED, combine_stack
+from .host.baking import base_fingerprint, base_names, check_base
+from .host.combining import AS_STORED, NO_BASE, combine_stack
 from .host.compat import LYCORIS, schema, socket, text_ui
 from .host.stack import Stack
 
@@ -151,6 +152,15 @@ class CombineLyCORIS(io.ComfyNode):
                     tooltip="For sum with adapters that depend on the weights: take each change from the "
                     "weight as the adapters before it left it, as Apply LyCORIS does.",
                 ),
+                socket(
+                    io.Combo,
+                    "base",
+                    options=[NO_BASE, *base_names()],
+                    default=NO_BASE,
+                    optional=True,
+                    tooltip="The file of the model that the adapters were trained on, in place of 'model' "
+                    "and 'clip': it is read layer by layer and not loaded.",
+                ),
             ],
             outputs=[
                 LYCORIS.Output(
@@ -163,6 +173,14 @@ class CombineLyCORIS(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, base: str = NO_BASE, **_: object) -> str:
+        return "" if base == NO_BASE else base_fingerprint(base)
+
+    @classmethod
+    def validate_inputs(cls, base: str = NO_BASE) -> bool | str:
+        return True if base == NO_BASE else check_base(base)
 
     @classmethod
     def execute(
@@ -183,6 +201,7 @@ class CombineLyCORIS(io.ComfyNode):
         clip: Any = None,
         lokr_factor: int = 0,
         live_order: bool = False,
+        base: str = NO_BASE,
         **more: float,
     ) -> io.NodeOutput:
         kind = _CONTROLS[rank_control]
@@ -201,7 +220,7 @@ class CombineLyCORIS(io.ComfyNode):
             live_order=live_order,
         )
         node_id = getattr(cls.hidden, "unique_id", None) if getattr(cls, "hidden", None) else None
-        stack, report = combine_stack(lycoris, options, model, clip, node_id)
+        stack, report = combine_stack(lycoris, options, model, clip, base, node_id)
         return io.NodeOutput(stack, report, ui=text_ui(report))
 
 

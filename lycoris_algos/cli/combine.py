@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..merge.combine import (
+    CheckpointWeights,
     CombineOptions,
     Method,
     Output,
@@ -65,6 +66,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--gamma", type=float, default=defaults.gamma, help="breadcrumbs' largest elements")
     parser.add_argument("--seed", type=int, default=0, help="of dare and della")
     parser.add_argument("--factor", type=int, default=0, help="LoKr's factor, 0 to choose (default)")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="MODEL",
+        help="the checkpoint that was trained on; needed for DoRA, OFT, BOFT, GLoRA, (IA)³ …",
+    )
+    parser.add_argument(
+        "--live-order", action="store_true", help="sum: as a stack does it, one after another"
+    )
     parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda (default: cpu)")
     parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no report")
@@ -86,8 +96,21 @@ def run(args: argparse.Namespace) -> int:
         rank=_rule(args),
         dtype=DTYPES.get(args.dtype),
         factor=args.factor,
+        live_order=args.live_order,
     )
-    plan = plan_combine(sources, options)
+    if args.base is None:
+        return _combine(args, sources, options, None)
+    with CheckpointWeights(args.base, [source.adapters for source in sources]) as base:
+        return _combine(args, sources, options, base)
+
+
+def _combine(
+    args: argparse.Namespace,
+    sources: list[Source],
+    options: CombineOptions,
+    base: CheckpointWeights | None,
+) -> int:
+    plan = plan_combine(sources, options, base, None if base is None else base.same_layer)
     if args.plan:
         print(plan)
         return 0

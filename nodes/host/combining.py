@@ -25,9 +25,16 @@ from ...lycoris_algos import (
 )
 from ...lycoris_algos.formats import is_text_layer
 from ...lycoris_algos.inspection import algorithm_lines
-from ...lycoris_algos.merge.combine import CombineOptions, Source, plan_combine, run_combine
+from ...lycoris_algos.merge.combine import (
+    CheckpointWeights,
+    CombineOptions,
+    Source,
+    plan_combine,
+    run_combine,
+)
 from ...lycoris_algos.ops.dtypes import STORED_DTYPES
 from ...lycoris_algos.ops.rows import joined_rows
+from .baking import base_path
 from .keymap import Place, Targets, clip_targets, model_targets
 from .names import Target
 from .patch import FUNCTION
@@ -37,6 +44,8 @@ from .stack import Stack, StackEntry
 #: The dialects that a file can be saved in, as the node calls them.
 DIALECT_CHOICES = {"as stored": None, "kohya": "kohya", "ComfyUI": "comfy", "diffusers-PEFT": "diffusers"}
 AS_STORED = "as stored"
+#: The choice of no base model file.
+NO_BASE = "none"
 _TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "text_encoder_4.")
 
 
@@ -151,14 +160,27 @@ def _clip_names(targets: Targets) -> dict[str, Target]:
 
 
 def combine_stack(
-    stack: Stack, options: CombineOptions, model: Any, clip: Any, node_id: str | None = None
+    stack: Stack, options: CombineOptions, model: Any, clip: Any, base: str, node_id: str | None = None
 ) -> tuple[Stack, str]:
-    """(a stack of one, the report). Raises as the library does, and what ComfyUI does on a stop."""
+    """(a stack of one, the report). A MODEL and CLIP go before the file ``base``, where there are any.
+
+    Raises as the library does, and what ComfyUI does on a stop.
+    """
     if stack and not any(e.strength_model or e.strength_clip for e in stack):
         # Nothing is asked for and nothing comes out. No error, so that strengths can be turned down.
         return (StackEntry(stack[0].adapters, 0.0, 0.0),), "every strength is 0: the result changes nothing"
     sets = [entry.adapters for entry in stack]
-    known = HostModel(model, clip, sets) if model is not None or clip is not None else None
+    if model is not None or clip is not None:
+        return _combined(stack, options, HostModel(model, clip, sets), node_id)
+    if base == NO_BASE:
+        return _combined(stack, options, None, node_id)
+    with CheckpointWeights(base_path(base), sets) as weights:
+        return _combined(stack, options, weights, node_id)
+
+
+def _combined(
+    stack: Stack, options: CombineOptions, known: HostModel | CheckpointWeights | None, node_id: str | None
+) -> tuple[Stack, str]:
     sources = [Source(e.adapters, e.strength_model, e.strength_clip) for e in stack]
     plan = plan_combine(sources, options, known, None if known is None else known.same_layer)
     device = comfy.model_management.get_torch_device()

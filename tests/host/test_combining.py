@@ -113,6 +113,35 @@ def test_dora_needs_the_model_and_gets_it(sd15: Any, apply: Any, combine: Any) -
     assert (ours - live).abs().max() < 1e-4 * change
 
 
+def test_a_base_file_is_as_good_as_the_model(
+    sd15: Any, apply: Any, combine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths
+    from lab import paths
+
+    model, clip = sd15
+    text_key = next(
+        key for key in clip.cond_stage_model.state_dict() if key.endswith("layers.0.self_attn.q_proj.weight")
+    )
+    layers = {}
+    for name, weight in (
+        (TO_Q, tiny.parameter(model, TO_Q_KEY)),
+        (CONV_IN, tiny.parameter(model, CONV_IN_KEY)),
+        (TEXT, tiny.parameter(clip.patcher, text_key)),
+    ):
+        norm = weight.float().flatten(1).norm(dim=1).reshape(-1, *(1 for _ in weight.shape[1:]))
+        layers[name] = {**tiny.make("lora", weight), "dora_scale": norm * 1.1}
+    stack = apply.stack(layers, 0.7)
+    loaded, _ = combine(stack, model=model, clip=clip)
+    file = next(path for path in paths.MODELS.rglob("tiny_sd15*.safetensors"))
+    known = folder_paths.folder_names_and_paths
+    monkeypatch.setitem(known, "checkpoints", ([str(file.parent)], {".safetensors"}))
+    read, _ = combine(stack, base=f"checkpoints/{file.name}")
+    for name, layer in loaded[0].adapters.items():
+        shape = layer.parts[0].change.shape
+        assert torch.allclose(read[0].adapters[name].delta(shape), layer.delta(shape), atol=1e-6), name
+
+
 @pytest.mark.parametrize("method", ["average", "ties", "dare", "slerp", "knots", "project off"])
 @pytest.mark.parametrize("output", ["lora", "lokr", "loha"])
 def test_other_methods_and_forms_give_something_that_applies(

@@ -5,12 +5,14 @@
     combined = run_combine(plan)          # .adapters, .report()
 
 One file per concern: ``methods`` the formulas, ``options`` what a user chooses, ``sources`` which layers mean
-the same, ``change`` a delta as factors or dense, ``ranks`` how many ranks, ``fit`` the stored forms, ``plan``
-and ``run`` the two halves of the work, ``recipe`` the metadata, ``report`` the words.
+the same, ``checkpoint`` base weights from a file, ``change`` a delta as factors or dense, ``ranks`` how many
+ranks, ``fit`` the stored forms, ``plan`` and ``run`` the two halves of the work, ``recipe`` the metadata,
+``report`` the words.
 """
 
 from __future__ import annotations
 
+from .checkpoint import CheckpointWeights
 from .methods import LINEAR, Method
 from .options import CombineOptions, Output, RankKind, RankRule
 from .plan import CombinePlan, plan_combine
@@ -21,6 +23,7 @@ from .sources import BaseWeights, Source, WeightsInMemory
 __all__ = [
     "LINEAR",
     "BaseWeights",
+    "CheckpointWeights",
     "CombineOptions",
     "CombinePlan",
     "Combined",

@@ -117,3 +117,19 @@ def test_help_runs_as_a_module() -> None:
 def test_strengths_behind_colons(text: str, wanted: tuple[str, float, float]) -> None:
     path, model, clip = weighted_file(text)
     assert (str(path), model, clip) == wanted
+
+
+def test_a_base_file_makes_dora_a_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weight = torch.randn(32, 24)
+    names = [f"model.diffusion_model.block.{number}.to_q.weight" for number in range(6)]
+    base, dora, out = (tmp_path / f"{name}.safetensors" for name in ("base", "dora", "out"))
+    save_file({name: weight.clone() for name in names}, base)
+    factors = {"lora_up.weight": torch.randn(32, 4), "lora_down.weight": torch.randn(4, 24)}
+    tensors = {**factors, "dora_scale": torch.rand(32, 1) + 1}
+    save_file({f"{LAYER}.{suffix}": value for suffix, value in tensors.items()}, dora)
+    command = ["combine", f"{dora}:0.5", "-o", str(out), "--as", "lora"]
+    assert main(command) == 1
+    assert "give the base model" in capsys.readouterr().err
+    assert main([*command, "--base", str(base)]) == 0
+    wanted = 0.5 * lycoris_algos.load(dora)[LAYER].delta(weight)
+    assert torch.allclose(delta(out), wanted, atol=1e-4)
