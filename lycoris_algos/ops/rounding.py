@@ -30,8 +30,9 @@ _EXPONENT = 0x7F800000
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
-    """A CPU generator whose numbers depend on ``seed`` (below 2³¹) and ``name`` only."""
-    return torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+    """A CPU generator whose numbers depend on ``seed`` and ``name`` only."""
+    # PyTorch's CPU generator takes only 32 bits of a seed.
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from ...errors import CancelledError, LycorisError
 from ...io import SafetensorsReader
 from ...ops.rounding import STOCHASTIC
 from .plan import BakePlan, TensorPlan
-from .weights import Weights
+from .weights import OUT_OF_MEMORY, Weights
 
 _CHANGED, _COPIED = 8, 4
 
@@ -55,7 +55,10 @@ def prove(
         for item in changed:
             if cancel():
                 raise CancelledError("stopped while the new file was checked: nothing was written")
-            difference, steps = _compare(item, reader, weights, device)
+            try:
+                difference, steps = _compare(item, reader, weights, device)
+            except OUT_OF_MEMORY:
+                difference, steps = _compare(item, reader, weights, torch.device("cpu"))
             if steps >= worst[1]:
                 worst = (difference, steps, item.info.name)
         for item in copied:

@@ -39,9 +39,7 @@ def bake_report(result: BakeResult) -> str:
         lines.append(f"checked: {proof.copied} of the copied tensors are the same byte for byte")
     if result.redone:
         where = ", ".join(result.redone[:3]) + (" …" if len(result.redone) > 3 else "")
-        lines.append(
-            f"{len(result.redone)} tensors were too large for the GPU's memory, the CPU made them: {where}"
-        )
+        lines.append(f"{len(result.redone)} tensors did not fit the GPU's memory, the CPU made them: {where}")
     return "\n".join(lines)
 
 

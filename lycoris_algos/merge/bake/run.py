@@ -20,11 +20,10 @@ from ...io import SafetensorsReader, SafetensorsWriter
 from .plan import BakePlan, TensorPlan
 from .proof import Proof, prove
 from .recipe import baked_metadata
-from .weights import Baked, Weights
+from .weights import OUT_OF_MEMORY, Baked, Weights
 
 # Untouched tensors are copied in pieces of this size, between which the user may stop.
 _STRETCH = 256 << 20
-_OUT_OF_MEMORY: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +93,13 @@ def _made(weights: Weights, item: TensorPlan, device: torch.device, redone: list
     """One tensor; once more on the CPU where the device runs out of memory."""
     try:
         return weights.make(item, device)
-    except _OUT_OF_MEMORY:
+    except OUT_OF_MEMORY:
         redone.append(item.info.name)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
         return weights.make(item, torch.device("cpu"))
-    except (_OUT_OF_MEMORY, MemoryError) as error:
+    except (OUT_OF_MEMORY, MemoryError) as error:
         raise LycorisError(f"'{item.info.name}': there is too little memory to change this weight") from error
 
 

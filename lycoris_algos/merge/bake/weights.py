@@ -24,6 +24,9 @@ from ...ops.rounding import STOCHASTIC, generator_for, stochastic
 from .plan import Change, TensorPlan
 from .storage import new_scale
 
+#: What PyTorch raises when a device has no more memory.
+OUT_OF_MEMORY: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
 
 @dataclass(frozen=True, eq=False)
 class Baked:
