@@ -3,8 +3,8 @@
     PYTHONPATH=tests/support .host/venv/bin/python benchmarks/combine.py
 
 Both give the best approximation of the sum (Eckart–Young), so their errors must agree; only the way differs.
-Each shape of SDXL's UNet is measured alone, alternating, and the median counts; the total is that of all its 722
-attention and feed-forward layers. "run" is the whole of ``run_combine`` on such layers: with the choice of
+Each shape of SDXL's UNet is measured alone, alternating, and the median counts; the total is that of all its
+722 attention and feed-forward layers. "run" is the whole of ``run_combine`` on such layers: with the choice of
 ranks, rounding to the stored dtype, and the comparison of every layer with the live stack.
 
 The dense SVD is torch.linalg.svd in float32, as resizing scripts call it.
@@ -109,12 +109,14 @@ def main() -> int:
         whole = seconds(lambda p=pair: run(p), repeats)  # type: ignore[misc]
         totals = [t + count * s for t, s in zip(totals, (dense, qr, whole), strict=True)]
         print(
-            f"| {shape[0]}×{shape[1]} | {count} | {dense * 1e3:.0f} ms | {qr * 1e3:.1f} ms | {dense / qr:.0f} "
+            f"| {shape[0]}×{shape[1]} | {count} "
+            f"| {dense * 1e3:.0f} ms | {qr * 1e3:.1f} ms | {dense / qr:.0f} "
             f"| {whole * 1e3:.0f} ms | {error(pair, by_svd(pair)):.6f} | {error(pair, by_qr(pair)):.6f} |",
             flush=True,
         )
     dense, qr, whole = totals
-    print(f"| all | {sum(shapes().values())} | {dense:.0f} s | {qr:.1f} s | {dense / qr:.0f} | {whole:.0f} s | | |")
+    layers = sum(shapes().values())
+    print(f"| all | {layers} | {dense:.0f} s | {qr:.1f} s | {dense / qr:.0f} | {whole:.0f} s | | |")
     return 0
 
 
