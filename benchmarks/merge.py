@@ -2,7 +2,7 @@
 
     make bench          or: PYTHONPATH=tests/support .host/venv/bin/python benchmarks/merge.py
 
-On the full Stable Diffusion 1.5 checkpoint (2.1 GB, fp16), each run in a process of its own, in turns, median:
+On the full Stable Diffusion 1.5 checkpoint (2.1 GB, fp16), each run in a process of its own, in turns:
 
 - copy: the file copied by the system and forced to the disk, which is the floor;
 - ours: ``plan_bake`` and ``run_bake``, with the loading of the adapters and the proof, to the disk;
@@ -210,7 +210,7 @@ def main() -> None:
                         own.append(measure(run, base, files, folder, options.threads))
                 rows.append((base.stem, base.stat().st_size, layers, stack, taken))
                 print(row(*rows[-1]), file=sys.stderr, flush=True)
-    print(f"{options.threads} threads, load at the start {load:.1f}, median of {options.rounds}\n")
+    print(f"{options.threads} thread(s), load at the start {load:.1f}, median of {options.rounds}\n")
     print(
         "| base | size | layers | stack | copy | ours | core | ours / copy | ours − copy "
         "| core / ours | memory: ours | core |\n|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|"
@@ -223,7 +223,8 @@ def row(base: str, size: int, layers: int, stack: str, taken: dict[str, list[dic
     seconds = {run: statistics.median(own["seconds"] for own in runs) for run, runs in taken.items()}
     peak = {run: max(own["mb"] for own in runs) for run, runs in taken.items()}
     return (
-        f"| {base} | {size / 1e9:.2f} GB | {layers} | {stack} | {seconds['copy']:.2f} s | {seconds['ours']:.2f} s "
+        f"| {base} | {size / 1e9:.2f} GB | {layers} | {stack} "
+        f"| {seconds['copy']:.2f} s | {seconds['ours']:.2f} s "
         f"| {seconds['core']:.1f} s | {seconds['ours'] / seconds['copy']:.2f} "
         f"| {seconds['ours'] - seconds['copy']:.2f} s | {seconds['core'] / seconds['ours']:.1f} "
         f"| {peak['ours']:.0f} MB | {peak['core']:.0f} MB |"

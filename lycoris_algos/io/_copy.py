@@ -14,7 +14,7 @@ from io import FileIO
 # copy_file_range(source, target, count, offset in the source): at the target's own position.
 _in_kernel: Callable[..., int] | None = getattr(os, "copy_file_range", None)
 Read = Callable[[memoryview, int], int]
-_BUFFER = 4 << 20
+_BUFFER = 1 << 20
 # What systems answer that cannot do this at all, or not between these two files.
 _REFUSALS = {
     errno.EXDEV,

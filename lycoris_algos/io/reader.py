@@ -104,7 +104,7 @@ class SafetensorsReader(Mapping[str, Tensor]):
         """``count`` bytes of the file from ``position`` on; FileFormatError if it has become shorter."""
         data = bytearray(count)
         with self._lock, naming_file(self.path):
-            self._read_exactly(memoryview(data), position, "where it had bytes before")
+            self._read_exactly(memoryview(data), position)
         return bytes(data)
 
     def copy_to(self, first: str, last: str, target: FileIO) -> None:
@@ -131,13 +131,14 @@ class SafetensorsReader(Mapping[str, Tensor]):
         target = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
         # The lock also keeps ``close`` away, after which the descriptor may be somebody else's.
         with self._lock:
-            self._read_exactly(target, info.start, f"inside tensor {quoted(info.name)}")
+            self._read_exactly(target, info.start, info.name)
 
-    def _read_exactly(self, target: memoryview, position: int, where: str) -> None:
+    def _read_exactly(self, target: memoryview, position: int, name: str | None = None) -> None:
         done = 0
         while done < len(target):
             count = _read_at(self._handle, target[done:], position + done)
             if not count:
+                where = "too early" if name is None else f"inside tensor {quoted(name)}"
                 raise FileFormatError(
                     f"the file ended {where}: it was changed while it was being read, load it again"
                 )

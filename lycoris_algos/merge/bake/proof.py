@@ -19,10 +19,13 @@ from ..._types import Cancel
 from ...errors import CancelledError, LycorisError
 from ...io import SafetensorsReader
 from ...ops.rounding import STOCHASTIC
+from ...ops.rows import row_blocks
 from .plan import BakePlan, TensorPlan
 from .weights import OUT_OF_MEMORY, Weights
 
 _CHANGED, _COPIED = 8, 4
+# Elements compared at a time, so that the working copies stay in the cache.
+_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -97,32 +100,34 @@ def _compare(
     item: TensorPlan, reader: SafetensorsReader, weights: Weights, device: torch.device
 ) -> tuple[float, float]:
     """(largest difference, the same in steps of the stored dtype) of one tensor to the live weight."""
-    live = weights.exact(item, device)
-    if live.numel() == 0:
-        return 0.0, 0.0
-    found = reader[item.info.name].to(device, live.dtype)
-    limits = torch.finfo(item.dtype)
-    scale = live.new_ones(())
+    live = weights.exact(item, device).reshape(-1)
+    stored = reader[item.info.name].reshape(-1)
+    scale = 1.0
     if item.keeps_scale and item.scale is not None:
-        scale = reader[item.scale].to(device, live.dtype).reshape(())
-        live = live / scale
-    if item.dtype in STOCHASTIC:
-        live = live.clamp(limits.min, limits.max)
-    differences = (found - live).abs_()
-    # The gap to the next number is at most ε·|x|, and does not shrink below the smallest normal number.
-    gaps = live.abs().clamp_(min=limits.smallest_normal).mul_(limits.eps)
+        scale = float(reader[item.scale])
+    limits = torch.finfo(item.dtype)
     allowed = 1.0 if item.dtype in STOCHASTIC else 0.51
     # Float32 sums in another order than the live path's may differ in their own last bits.
-    slack = 8 * torch.finfo(live.dtype).eps * float(live.abs().max())
-    wrong = differences > gaps.mul(allowed).add_(slack)
-    if bool(wrong.any()) or not bool(torch.isfinite(found).all()):
-        raise LycorisError(
-            f"'{item.info.name}' was written, read back and found to differ from the live weight by "
-            f"{float((differences * scale).nan_to_num(torch.inf).max()):.3g}, more than "
-            f"{str(item.dtype).removeprefix('torch.')} can explain (is a weight beyond its largest number, "
-            f"{limits.max:g}?). The new file was removed"
-        )
-    return float(differences.max() * scale), float((differences / gaps).max())
+    slack = 8 * torch.finfo(live.dtype).eps * float(live.abs().max()) / scale if live.numel() else 0.0
+    worst_difference = worst_steps = 0.0
+    for start, stop in row_blocks(live.numel(), _BLOCK):
+        own = live[start:stop] / scale
+        found = stored[start:stop].to(device, live.dtype)
+        if item.dtype in STOCHASTIC:
+            own.clamp_(limits.min, limits.max)
+        differences = (found - own).abs_()
+        # The gap to the next number is at most ε·|x|, and does not shrink below the smallest normal number.
+        gaps = own.abs_().clamp_(min=limits.smallest_normal).mul_(limits.eps)
+        largest = float(differences.max()) * scale
+        if not bool((differences <= gaps.mul(allowed).add_(slack)).all()):  # also where one is not a number
+            raise LycorisError(
+                f"'{item.info.name}' was written, read back and found to differ from the live weight by "
+                f"{largest:.3g}, more than {str(item.dtype).removeprefix('torch.')} can explain (is a weight "
+                f"beyond its largest number, {limits.max:g}?). The new file was removed"
+            )
+        worst_difference = max(worst_difference, largest)
+        worst_steps = max(worst_steps, float(differences.div_(gaps).max()))
+    return worst_difference, worst_steps
 
 
 def _same_bytes(first: Tensor, second: Tensor) -> bool:
