@@ -4,8 +4,8 @@
 
 Both give the best approximation of the sum (Eckart–Young), so their errors must agree; only the way differs.
 Each shape of SDXL's UNet is measured alone, alternating, and the median counts; the total is that of all its
-722 attention and feed-forward layers. "run" is the whole of ``run_combine`` on such layers: with the choice of
-ranks, rounding to the stored dtype, and the comparison of every layer with the live stack.
+722 attention and feed-forward layers. "run" is the whole of ``run_combine`` on such layers: with the choice
+of ranks, rounding to the stored dtype, and the comparison of every layer with the live stack.
 
 The dense SVD is torch.linalg.svd in float32, as resizing scripts call it.
 """
