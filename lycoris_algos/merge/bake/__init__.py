@@ -1,6 +1,7 @@
 """Adapters into a checkpoint: a plan made from headers alone, and a run that streams it and proves it."""
 
-from .plan import BakeEntry, BakePlan, plan_bake
+from .matching import BakeEntry
+from .plan import BakePlan, plan_bake
 from .report import bake_report, plan_report
 from .run import BakeResult, run_bake
 

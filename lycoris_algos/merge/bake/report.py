@@ -6,7 +6,8 @@ import torch
 
 from ...inspection import algorithm_lines, unmatched_lines
 from ...io import human_size
-from .plan import BakePlan, FilePlan
+from .matching import FilePlan
+from .plan import BakePlan
 from .run import BakeResult
 
 

@@ -21,7 +21,8 @@ from ...io import SafetensorsReader, TensorInfo
 from ...models.checkpoint import Spot
 from ...ops.dtypes import compute_dtype
 from ...ops.rounding import STOCHASTIC, generator_for, stochastic
-from .plan import Change, TensorPlan
+from .matching import Change
+from .plan import TensorPlan
 from .storage import new_scale
 
 #: What PyTorch raises when a device has no more memory.

@@ -610,3 +610,46 @@ def test_the_writer_refuses_what_was_not_announced(tmp_path: Path) -> None:
     assert all(torch.equal(after[key], value) for key, value in load_file(base).items() if key != order[3])
     with pytest.raises(ValueError, match="not open"):
         _ = writer.unpublished
+
+
+# ---- fused and split layers -------------------------------------------------------------------------------
+
+
+def fused_and_split(folder: Path) -> Path:
+    tensors = {f"{UNET}rest.{number}.weight": torch.zeros(2, 2) for number in range(6)}
+    tensors[f"{UNET}a.attn.qkv.weight"], tensors[f"{UNET}a.attn.qkv.bias"] = (
+        torch.randn(48, 16),
+        torch.randn(48),
+    )
+    for name in ("to_q", "to_k", "to_v"):
+        tensors[f"{UNET}b.{name}.weight"], tensors[f"{UNET}b.{name}.bias"] = (
+            torch.randn(16, 16),
+            torch.randn(16),
+        )
+    return save_base(folder, tensors)
+
+
+@pytest.mark.parametrize("algo", ["lora", "dora"])
+def test_a_layer_that_the_file_has_in_pieces_is_cut(algo: str, tmp_path: Path) -> None:
+    base = fused_and_split(tmp_path)
+    before = load_file(base)
+    whole = {**lora(shape=(48, 16)), "diff_b": torch.arange(48.0)}
+    if algo == "dora":
+        whole["dora_scale"] = torch.rand(48, 1) + 1
+    result = bake(base, entry({"lora_unet_b_to_qkv": whole}, 0.5))
+    after = load_file(result.path)
+    names = [f"{UNET}b.{name}" for name in ("to_q", "to_k", "to_v")]
+    own = {key: value for key, value in whole.items() if key != "diff_b"}
+    expected = live(torch.cat([before[f"{name}.weight"] for name in names]), (own, 0.5))
+    assert torch.allclose(torch.cat([after[f"{name}.weight"] for name in names]), expected, atol=1e-6)
+    biases = [torch.cat([found[f"{name}.bias"] for name in names]) for found in (before, after)]
+    assert torch.allclose(biases[1], biases[0] + 0.5 * torch.arange(48.0))
+    assert result.plan.files[0].placed == ("lora_unet_b_to_qkv",)
+
+
+def test_what_cannot_be_cut_is_named(tmp_path: Path) -> None:
+    base = fused_and_split(tmp_path)
+    blocks = {"oft_blocks": torch.randn(2, 24, 24) * 0.1, "alpha": torch.tensor(0.0)}
+    plan = plan_bake(read_header(base), [entry({"lora_unet_b_to_qkv": blocks})])
+    (item,) = plan.files[0].unmatched
+    assert "blocks of 24" in item.reason
