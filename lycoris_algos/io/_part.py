@@ -24,6 +24,7 @@ from io import FileIO
 from pathlib import Path
 
 from ..errors import LycorisError
+from ._flush import Flusher
 
 if sys.platform != "win32":
     import fcntl
@@ -33,6 +34,8 @@ _ABANDONED_AFTER_S = 24 * 3600
 _MAX_COUNTER = 99_999
 # Bytes of one call. Measured on ext4: calls of 64 MB take seven times as long for the same bytes.
 _CALL = 1 << 20
+# From so many bytes on, a file is flushed while it grows.
+_LARGE = 64 << 20
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _NO_LOCKS = (*_UNSUPPORTED, errno.ENOLCK, errno.EINVAL)
 _NO_LINKS = (*_UNSUPPORTED, errno.EPERM, errno.EACCES, errno.EMLINK)
@@ -49,12 +52,19 @@ class PartFile:
         self._wanted = wanted
         remove_abandoned_parts(wanted)
         self._path, self._handle = _create(wanted)
+        self._flusher: Flusher | None = None
 
     def write(self, data: memoryview) -> None:
         """Appends ``data`` (bytes, contiguous). Raises OSError, ENOSPC among them."""
         done = 0
         while done < len(data):
             done += self._handle.write(data[done : done + _CALL])
+        self.grown()
+
+    def grown(self) -> None:
+        """To be called after bytes were appended: a large file goes to the disk while it grows."""
+        if self._flusher is None and self._handle.tell() >= _LARGE:
+            self._flusher = Flusher(self._handle.fileno())
 
     def write_at(self, position: int, data: memoryview) -> None:
         """Writes ``data`` over what was written at ``position``. Raises OSError."""
@@ -78,6 +88,8 @@ class PartFile:
 
         Raises OSError; then the part is still there, to be discarded.
         """
+        if self._flusher is not None:
+            self._flusher.finish()
         os.fsync(self._handle.fileno())
         if sys.platform == "win32":
             self._handle.close()  # an open file cannot be renamed there
@@ -89,6 +101,8 @@ class PartFile:
 
     def discard(self) -> None:
         """Removes the part. Never raises: it runs while another error is on its way."""
+        if self._flusher is not None:
+            self._flusher.abandon()
         with contextlib.suppress(OSError):
             self._handle.close()
         with contextlib.suppress(OSError):

@@ -120,6 +120,7 @@ class SafetensorsWriter:
         part = self._open_part()
         with self._cleaning_up():
             source.copy_to(first, last, part.handle)
+            part.grown()
         self._written += len(names)
 
     def replace(self, name: str, tensor: Tensor) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lycoris_algos.io import SafetensorsWriter, _part, save_tensors
+from lycoris_algos.io import SafetensorsWriter, _flush, _part, save_tensors
 
 ROOT = Path(__file__).parents[3]
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
@@ -235,3 +235,38 @@ def test_where_locks_do_not_work_only_old_parts_are_removed(
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     save_tensors(tmp_path / "x.safetensors", {})
     assert names(tmp_path) == [".x.safetensors.1.part", "x.safetensors"]
+
+
+def test_a_large_file_goes_to_the_disk_while_it_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = threading.Event()
+    monkeypatch.setattr(_part, "_LARGE", 10)
+    monkeypatch.setattr(_flush, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(_flush, "_fdatasync", lambda descriptor: flushed.set())
+    part = _part.PartFile(tmp_path / "x.bin")
+    part.write(memoryview(b"123456789"))
+    assert not flushed.wait(0.05)
+    part.write(memoryview(b"0"))
+    assert flushed.wait(5)
+    assert part.publish().read_bytes() == b"1234567890"
+
+
+def test_an_error_of_the_disk_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system reports it once, to whoever asks first."""
+    failed = threading.Event()
+
+    def fail(descriptor: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(_part, "_LARGE", 1)
+    monkeypatch.setattr(_flush, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(_flush, "_fdatasync", fail)
+    part = _part.PartFile(tmp_path / "x.bin")
+    part.write(memoryview(b"123"))
+    assert failed.wait(5)
+    with pytest.raises(OSError, match="broken"):
+        part.publish()
+    part.discard()
+    assert list(tmp_path.iterdir()) == []
