@@ -114,15 +114,15 @@ class LoHa(Core):
         return up * scale(self.alpha, self.rank, self.fixed_scale), down
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        # Both products are as large as the weight, so they are made a block at a time, and as one batch,
-        # which keeps all cores busy even where a block is small.
+        # Both products are as large as the weight, so they are made a block at a time in two buffers. Two
+        # products and not one batch of two: the batch is faster on idle cores, and slower than one core
+        # where something else is running (docs/benchmarks.md).
         count, columns = rows.shape
         step = min(count, rows_per_block(columns, rows.dtype, rows.device))
-        own = slice(start, start + count)
-        left, right = torch.stack((self.w1_a[own], self.w2_a[own])), torch.stack((self.w1_b, self.w2_b))
-        buffer = rows.new_empty((2, step, columns))
+        first, second = rows.new_empty((2, step, columns))
         value = multiplier * scale(self.alpha, self.rank, self.fixed_scale)
         for begin, end in row_blocks(count, step):
-            halves = buffer if end - begin == step else rows.new_empty((2, end - begin, columns))
-            torch.bmm(left[:, begin:end], right, out=halves)
-            rows[begin:end].addcmul_(halves[0], halves[1], value=value)
+            own = slice(start + begin, start + end)
+            w1 = torch.mm(self.w1_a[own], self.w1_b, out=first[: end - begin])
+            w2 = torch.mm(self.w2_a[own], self.w2_b, out=second[: end - begin])
+            rows[begin:end].addcmul_(w1, w2, value=value)
