@@ -10,7 +10,6 @@ import pytest
 import tiny
 import torch
 
-from lycoris_algos.adapters import component
 
 BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
 RESNET = "lora_unet_down_blocks_0_resnets_0"
@@ -56,10 +55,6 @@ def layers_for(algo: str, model: Any) -> tuple[dict[str, tiny.Tensors], dict[str
 def test_every_weight_becomes_what_the_library_says(
     algo: str, strength: float, sd15: tuple[Any, Any], apply: Any
 ) -> None:
-    try:
-        component(algo)
-    except KeyError:
-        pytest.skip("the library does not know it yet")
     model, _ = sd15
     before = tiny.checksum(model)
     tensors, layers = layers_for(algo, model)
