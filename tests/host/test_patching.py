@@ -10,7 +10,6 @@ import pytest
 import tiny
 import torch
 
-
 BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
 RESNET = "lora_unet_down_blocks_0_resnets_0"
 INSIDE = "diffusion_model.input_blocks.1.1"
