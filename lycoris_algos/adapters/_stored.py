@@ -8,6 +8,7 @@ are derived from that, so an algorithm's file holds only its own maths.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -165,5 +166,6 @@ def _ints(key: str, stored: Tensor) -> tuple[int, ...]:
 _READERS = {"real": _real, "whole": _whole, "number": _number, "ints": _ints}
 
 
+@functools.cache
 def _fields(cls: type[Stored]) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(cls)  # type: ignore[arg-type]

@@ -6,6 +6,10 @@
 at distance 2^t·b/2. ``rescale``, ``alpha`` (a constraint) and its absence are as in oft.py, with one norm
 over all stages. The rotation acts as R here, not Rᵀ as in Diag-OFT. At multiplier m the weight is
 W + m·(W' − W); LyCORIS interpolates every stage instead, which is a polynomial of degree T in m.
+
+Blocks of one stage are small, so going through them stage by stage spends its time on regrouping rows. But
+s stages in a row mix no more than 2^(s−1)·b rows: ``prepare`` multiplies them out to one stage of blocks of
+that size, which costs as many operations (s = 2) or a few more, and moves the weight s times less often.
 """
 
 from __future__ import annotations
@@ -40,6 +44,10 @@ class Butterfly(Core):
 
     rotations: Tensor = tensor("oft_diag")
     rescale: Tensor | None = tensor("rescale", optional=True)
+    #: Nothing that a file says: how many stages there are, None in a file's form, and how many of them each
+    #: rotation spans. Its rows are ordered as in ``_gathered``; in a file, rows at a distance are neighbours.
+    stages: int | None = None
+    span: int = 1
 
     @classmethod
     def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -50,7 +58,8 @@ class Butterfly(Core):
         return None
 
     def check(self) -> None:
-        require_stages("oft_diag", self.rotations)
+        if self.stages is None:
+            require_stages("oft_diag", self.rotations)
         require_rescale(self.rescale, self.matrix_shape[0])
 
     @property
@@ -61,35 +70,95 @@ class Butterfly(Core):
     def row_unit(self) -> int:
         return 0
 
+    def prepare(self, base_weight: Callable[[], Tensor]) -> Butterfly:
+        return self.merged()
+
+    def merged(self) -> Butterfly:
+        """The same with as many stages in one as blocks of ``_MERGED`` rows can span, but two at least.
+
+        Computed in float64, kept in float32.
+        """
+        if self.stages is not None:
+            return self
+        count, blocks, size, _ = self.rotations.shape
+        single = self._reordered().double()
+        span = min(count, max(2, (_MERGED // size).bit_length()))
+        outputs, wide = blocks * size, size * 2 ** (span - 1)
+        # A block of merged stages is what they make of the unit vectors of its rows.
+        units = torch.eye(wide, dtype=single.dtype, device=single.device)
+        rotations, done = [], 0
+        for first in _firsts(count, span):
+            turned = _scattered(units.expand(outputs // wide, wide, wide), first, span)
+            for stage in range(done, first + span):
+                turned = _stage(turned, single[stage], stage, 1)
+            rotations.append(_gathered(turned, wide, first, span))
+            done = first + span
+        return replace(self, rotations=torch.stack(rotations).float(), stages=count, span=span)
+
+    def _reordered(self) -> Tensor:
+        """A file's rotations, rows and columns in the order of ``_gathered``."""
+        count, blocks, size, _ = self.rotations.shape
+        paired = self.rotations.reshape(count, blocks, size // 2, 2, size // 2, 2)
+        return paired.permute(0, 1, 3, 2, 5, 4).reshape(self.rotations.shape)
+
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Butterfly:
-        rotations = to_compute(self.rotations, device, dtype)
-        if self.rescale is None:
-            return replace(self, rotations=rotations)
-        rescale = to_compute(self.rescale, device, dtype).reshape(-1, 1)
-        return replace(self, rotations=rotations, rescale=rescale)
+        rescale = self.rescale
+        if rescale is not None:
+            rescale = to_compute(rescale, device, dtype).reshape(-1, 1)
+        moved = replace(self, rotations=to_compute(self.rotations, device, dtype), rescale=rescale)
+        if self.stages is not None:
+            return moved
+        return replace(moved, rotations=moved._reordered(), stages=len(self.rotations))
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         assert weight is not None  # needs_weight
         return self._turned(weight) - weight
 
     def _turned(self, rows: Tensor) -> Tensor:
-        """W' for all rows of any columns."""
-        stages, blocks, size, _ = self.rotations.shape
-        turned = rows
-        for stage in range(stages):
-            half = 2**stage * (size // 2)
-            # Rows at distance `half` become neighbours, are rotated in blocks, and go back.
-            paired = turned.reshape(-1, 2, half, turned.shape[1]).transpose(1, 2)
-            rotated = torch.bmm(self.rotations[stage], paired.reshape(blocks, size, -1))
-            turned = rotated.reshape(-1, half, 2, turned.shape[1]).transpose(1, 2).reshape(turned.shape)
-        return turned if self.rescale is None else turned * self.rescale
+        """W' for all rows of any columns, a new tensor."""
+        assert self.stages is not None  # a ready form has it
+        for rotation, first in zip(self.rotations, _firsts(self.stages, self.span), strict=True):
+            rows = _stage(rows, rotation, first, self.span)
+        return rows if self.rescale is None else rows * self.rescale
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         # Columns are independent, so it goes by blocks of columns: each stays in the cache for all stages.
         count, columns = rows.shape
         for first, last in row_blocks(columns, rows_per_block(count, rows.dtype, rows.device)):
             own = base[:, first:last].contiguous()
-            rows[:, first:last].add_(self._turned(own) - own, alpha=multiplier)
+            rows[:, first:last].add_(self._turned(own).sub_(own), alpha=multiplier)
+
+
+# Rows of a block of merged stages. Larger ones take more operations, smaller ones more passes.
+_MERGED = 128
+
+
+def _firsts(stages: int, span: int) -> list[int]:
+    """The stage that each rotation over ``span`` of them begins with; the last one may begin earlier."""
+    return [min(first, stages - span) for first in range(0, stages, span)]
+
+
+def _stage(rows: Tensor, rotation: Tensor, first: int, span: int) -> Tensor:
+    """``rows`` (o, c) turned by ``rotation`` (n, b, b) of the ``span`` stages from ``first`` on."""
+    turned = torch.bmm(rotation, _gathered(rows, rotation.shape[1], first, span))
+    return _scattered(turned, first, span)
+
+
+def _gathered(rows: Tensor, size: int, first: int, span: int) -> Tensor:
+    """(n, size, c) of ``rows`` (o, c): the rows that ``span`` stages from ``first`` on mix, in blocks.
+
+    A stage t mixes rows 2^t·half apart, and ``half`` neighbours.
+    """
+    half = size // 2**span
+    apart = rows.reshape(-1, 2**span, 2**first, half, rows.shape[1])
+    return apart.transpose(1, 2).reshape(-1, size, rows.shape[1])
+
+
+def _scattered(blocks: Tensor, first: int, span: int) -> Tensor:
+    """(o, c): the inverse of ``_gathered``."""
+    _, size, columns = blocks.shape
+    together = blocks.reshape(-1, 2**first, 2**span, size // 2**span, columns)
+    return together.transpose(1, 2).reshape(-1, columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +203,7 @@ class BOFT(IndirectCore):
         return cayley_rotation(to_compute(self.blocks, device, dtype), self.alpha, self.matrix_shape[0])
 
     def prepare(self, base_weight: Callable[[], Tensor]) -> Butterfly:
-        return Butterfly(self._rotations(self.blocks.device, torch.float64).float(), self.rescale)
+        return Butterfly(self._rotations(self.blocks.device, torch.float64), self.rescale).merged()
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Component:
         return Butterfly(self._rotations(device, dtype), self.rescale).ready(shape, device, dtype)

@@ -32,7 +32,8 @@ def to_compute(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tens
     """
     if device.type == "mps" and (tensor.element_size() == 1 or tensor.dtype == torch.float64):
         tensor = tensor.to(dtype)
-    return tensor.to(device, non_blocking=True).to(dtype)
+    moved = tensor if tensor.device == device else tensor.to(device, non_blocking=True)
+    return moved.to(dtype)
 
 
 def times(tensor: Tensor, factor: float) -> Tensor:

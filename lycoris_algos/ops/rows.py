@@ -46,10 +46,5 @@ def row_blocks(rows: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def stacked(pieces: Sequence[Tensor]) -> Tensor:
-    """One weight of the rows of all ``pieces``, in order; the only piece itself."""
-    return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces))
-
-
-def joined_rows(pieces: Sequence[Tensor]) -> Tensor:
-    """Weights (or biases) laid one below the other; the one itself where there is only one."""
+    """One weight (or bias) of the rows of all ``pieces``, in order; the only piece itself."""
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))

@@ -33,7 +33,7 @@ from ...lycoris_algos.merge.combine import (
     run_combine,
 )
 from ...lycoris_algos.ops.dtypes import STORED_DTYPES
-from ...lycoris_algos.ops.rows import joined_rows
+from ...lycoris_algos.ops.rows import stacked
 from .baking import base_path
 from .keymap import Place, Targets, clip_targets, model_targets
 from .names import Target
@@ -78,7 +78,7 @@ class HostModel:
         assert found is not None  # asked only where `shape` answered
         own = self._parameters(*found, what)
         assert own is not None
-        return joined_rows([found[0].base_weight(target) for target in own])
+        return stacked([found[0].base_weight(target) for target in own])
 
     def same_layer(self, layer: str) -> Hashable | None:
         """What ``layer`` means in the model, in terms that can be compared."""

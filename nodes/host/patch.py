@@ -12,7 +12,8 @@ been done before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,11 +53,11 @@ class LycorisPatch(WeightAdapterBase):  # type: ignore[misc]
             flat += (multiplier, *layer.to_values())
         return cls(keys, tuple(flat))
 
-    def entries(self) -> Iterator[tuple[LayerAdapter, float]]:
-        """(adapter, multiplier) in order of application."""
+    @cached_property
+    def entries(self) -> tuple[tuple[LayerAdapter, float], ...]:
+        """(adapter, multiplier) in order of application; views of ``weights``, which never change."""
         values = iter(self.weights[1:])
-        for multiplier in values:
-            yield LayerAdapter.from_values(values), multiplier
+        return tuple((LayerAdapter.from_values(values), multiplier) for multiplier in values)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def calculate_weight(
@@ -76,7 +77,7 @@ class LycorisPatch(WeightAdapterBase):  # type: ignore[misc]
         in float32 whatever ``intermediate_dtype`` says. Only an adapter that enlarges its weight makes a
         new one.
         """
-        scaled = [(layer, multiplier * strength) for layer, multiplier in self.entries()]
+        scaled = [(layer, multiplier * strength) for layer, multiplier in self.entries]
         mapping = self.weights[0]
         return apply_(
             weight,
@@ -87,5 +88,5 @@ class LycorisPatch(WeightAdapterBase):  # type: ignore[misc]
 
     def calculate_shape(self, key: str) -> tuple[int, ...] | None:
         """The shape that the weight gets, where an adapter enlarges it; newer hosts ask."""
-        shapes = (layer.reshape.shape for layer, _ in self.entries() if layer.reshape is not None)
+        shapes = (layer.reshape.shape for layer, _ in self.entries if layer.reshape is not None)
         return max(shapes, default=None)

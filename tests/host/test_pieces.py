@@ -34,8 +34,8 @@ def fused_weight(model: Any) -> Tensor:
 
 
 def roundings(algo: str) -> float:
-    """T-LoRA starts from a singular value decomposition, which is done in float32."""
-    return 40.0 if algo == "tlora" else 4.0
+    """T-LoRA starts from a singular value decomposition, which is done in float32; BOFT has many stages."""
+    return {"tlora": 40.0, "boft": 8.0}.get(algo, 4.0)
 
 
 # ---- fused files onto split weights -----------------------------------------------------------------------

@@ -76,7 +76,7 @@ def _boft_diag(draw: Draw) -> Iterator[Case]:
         tensors = _turned({"oft_blocks": draw(stages, blocks, size, size)})
         if kind != "linear":
             tensors["rescale"] = 1 + draw(shape[0], *(1,) * (len(shape) - 1))
-        yield Case(kind, ("boft_diag",), tensors, shape, also_fits=same_outputs(shape[0]))
+        yield Case(kind, ("boft_diag",), tensors, shape, also_fits=same_outputs(shape[0]), **PREPARED)
 
 
 @samples("boft")
