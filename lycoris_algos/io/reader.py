@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +44,8 @@ class SafetensorsReader(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._lock = threading.Lock()
+        self._idle = threading.Condition()
+        self._users = 0
         require_little_endian()
         with naming_file(self.path):
             handle = open_regular(self.path)
@@ -103,8 +105,8 @@ class SafetensorsReader(Mapping[str, Tensor]):
     def read_bytes(self, position: int, count: int) -> bytes:
         """``count`` bytes of the file from ``position`` on; FileFormatError if it has become shorter."""
         data = bytearray(count)
-        with self._lock, naming_file(self.path):
-            self._read_exactly(memoryview(data), position)
+        with self._open() as handle, naming_file(self.path):
+            _read_exactly(handle, memoryview(data), position)
         return bytes(data)
 
     def copy_to(self, first: str, last: str, target: FileIO) -> None:
@@ -113,36 +115,36 @@ class SafetensorsReader(Mapping[str, Tensor]):
         Raises FileFormatError if the file has become shorter, OSError if ``target`` refuses.
         """
         start, end = self.header.tensors[first].start, self.header.tensors[last].end
-        with self._lock:
-            handle = self._handle
+        with self._open() as handle:
             done = copy_bytes(handle, start, end - start, target, lambda *at: _read_at(handle, *at))
         if done < end - start:
             with naming_file(self.path):
                 raise FileFormatError("the file became shorter while it was read: try again")
 
     def close(self) -> None:
-        """Closes the file. Tensors that were read stay as they are. May be called twice."""
-        with self._lock:
+        """Closes the file, when other threads have read what they began to. May be called twice."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._users)
             self._handle.close()
+
+    @contextmanager
+    def _open(self) -> Iterator[FileIO]:
+        """The handle, which nobody closes meanwhile: its number could be another file's then."""
+        with self._idle:
+            self._users += 1
+        try:
+            yield self._handle
+        finally:
+            with self._idle:
+                self._users -= 1
+                self._idle.notify_all()
 
     def _fill(self, info: TensorInfo, tensor: Tensor) -> None:
         if not info.nbytes:
             return
         target = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
-        # The lock also keeps ``close`` away, after which the descriptor may be somebody else's.
-        with self._lock:
-            self._read_exactly(target, info.start, info.name)
-
-    def _read_exactly(self, target: memoryview, position: int, name: str | None = None) -> None:
-        done = 0
-        while done < len(target):
-            count = _read_at(self._handle, target[done:], position + done)
-            if not count:
-                where = "too early" if name is None else f"inside tensor {quoted(name)}"
-                raise FileFormatError(
-                    f"the file ended {where}: it was changed while it was being read, load it again"
-                )
-            done += count
+        with self._open() as handle:
+            _read_exactly(handle, target, info.start, info.name)
 
 
 def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -171,9 +173,25 @@ def _allocate(info: TensorInfo) -> Tensor:
         ) from error
 
 
+def _read_exactly(handle: FileIO, target: memoryview, position: int, name: str | None = None) -> None:
+    done = 0
+    while done < len(target):
+        count = _read_at(handle, target[done:], position + done)
+        if not count:
+            where = "too early" if name is None else f"inside tensor {quoted(name)}"
+            raise FileFormatError(
+                f"the file ended {where}: it was changed while it was being read, load it again"
+            )
+        done += count
+
+
 def _read_at(handle: FileIO, target: memoryview, position: int) -> int:
     """Reads at most ``len(target)`` bytes at ``position``; answers how many, 0 at the end."""
     if _preadv is not None:
         return _preadv(handle.fileno(), [target], position)
-    handle.seek(position)
-    return handle.readinto(target) or 0
+    with _SEEKING:  # one thread at a time: the position belongs to the handle
+        handle.seek(position)
+        return handle.readinto(target) or 0
+
+
+_SEEKING = threading.Lock()

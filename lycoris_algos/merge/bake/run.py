@@ -2,12 +2,15 @@
 
 The new file appears under its name only when it is complete, on the disk and proven; whatever stops the run
 (an error, a full disk, the user, a kill) leaves nothing that could be taken for a model.
+
+Writing takes as long as reading and computing, so it is done beside them, one tensor behind.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +71,9 @@ def run_bake(
         scales: dict[str, Tensor] = {}
         total = len(plan.tensors)
         done = 0
-        with writer:
+        # The pool ends first, so nothing is being written any more when the writer finishes or cleans up.
+        with writer, ThreadPoolExecutor(1, "bake") as pool:
+            behind: list[Future[None]] = []
             for stretch in _stretches(plan):
                 if stop():
                     raise CancelledError("stopped: nothing was written")
@@ -76,17 +81,26 @@ def run_bake(
                 if progress is not None:
                     progress(done, total, first.info.name)
                 if first.copied:
-                    writer.copy(reader, first.info.name, last.info.name)
+                    behind.append(pool.submit(writer.copy, reader, first.info.name, last.info.name))
                 else:
                     baked = _made(weights, first, place, redone)
-                    writer.write(first.info.name, baked.tensor)
+                    _wait(behind)
+                    behind.append(pool.submit(writer.write, first.info.name, baked.tensor))
                     if baked.scale is not None and first.scale is not None:
                         scales[first.scale] = baked.scale
                 done += len(stretch)
+            _wait(behind)
             for name, scale in scales.items():
                 writer.replace(name, scale)
             proof = prove(plan, reader, writer.unpublished, weights, place, stop)
     return BakeResult(writer.path, plan, proof, tuple(redone), time.perf_counter() - start, writer.file_size)
+
+
+def _wait(behind: list[Future[None]]) -> None:
+    """Until all of it is done; raises what the first that failed raised."""
+    for future in behind:
+        future.result()
+    behind.clear()
 
 
 def _made(weights: Weights, item: TensorPlan, device: torch.device, redone: list[str]) -> Baked:

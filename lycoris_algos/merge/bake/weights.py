@@ -5,6 +5,7 @@ whose float32 copy stays in the cache. Everything else (another dtype, a scale, 
 or swapped one) is widened whole first. Both round once.
 
 Buffers live as long as the run: pages that are touched for the first time cost more than the arithmetic.
+There are two for results, so that one can be written while the next is made.
 """
 
 from __future__ import annotations
@@ -44,12 +45,20 @@ class Weights:
         self._reader = reader
         self._seed = seed
         self._buffers: dict[str, Tensor] = {}
+        self._result = "even"
 
     def make(self, item: TensorPlan, device: torch.device) -> Baked:
-        """The tensor ``item`` of the new file, computed on ``device``. It is valid until the next call.
+        """The tensor ``item`` of the new file, computed on ``device``.
 
-        Raises LycorisError, naming the layer, and whatever PyTorch raises when memory runs out.
+        It is valid until the call after the next. Raises LycorisError, naming the layer, and whatever PyTorch
+        raises when memory runs out.
         """
+        baked = self._baked(item, device)
+        # Only now: an attempt that failed must not take the buffer that is still being written.
+        self._result = "odd" if self._result == "even" else "even"
+        return baked
+
+    def _baked(self, item: TensorPlan, device: torch.device) -> Baked:
         if _direct(item):
             return Baked(self._changed_as_stored(item, device))
         wide = self.exact(item, device)
@@ -62,9 +71,10 @@ class Weights:
         """The changed weight before it is rounded, in float32 (float64 for float64), on ``device``."""
         info = item.info
         dtype = compute_dtype(info.dtype)
-        stored = self._read(info)
+        stored = self._read(info, "stored")
         if device.type == "cpu":
-            wide = self._buffer("wide", info.shape, dtype).copy_(stored)
+            use = self._result if dtype == item.dtype else "wide"
+            wide = self._buffer(use, info.shape, dtype).copy_(stored)
         else:
             wide = stored.to(device).to(dtype)
         if item.scale is not None:
@@ -79,7 +89,7 @@ class Weights:
         return wide
 
     def _changed_as_stored(self, item: TensorPlan, device: torch.device) -> Tensor:
-        stored = self._read(item.info)
+        stored = self._read(item.info, self._result)
         (change,) = item.changes
         weight = stored if device.type == "cpu" else stored.to(device)
         seen = _seen(weight, change.spot)
@@ -100,10 +110,10 @@ class Weights:
             return wide.cpu()
         if wide.device.type != "cpu":
             return wide.to(item.dtype).cpu()
-        return self._buffer("rounded", tuple(wide.shape), item.dtype).copy_(wide)
+        return self._buffer(self._result, tuple(wide.shape), item.dtype).copy_(wide)
 
-    def _read(self, info: TensorInfo) -> Tensor:
-        stored = self._buffer("stored", info.shape, info.dtype)
+    def _read(self, info: TensorInfo, use: str) -> Tensor:
+        stored = self._buffer(use, info.shape, info.dtype)
         self._reader.read_into(info.name, stored)
         return stored
 

@@ -8,6 +8,7 @@ import struct
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,32 @@ def test_threads_do_not_mix_up_their_reads(tmp_path: Path) -> None:
 
     with SafetensorsReader(path) as tensors, ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(8)))
+
+
+def test_closing_waits_for_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.arange(6.0)}, path)
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(handle: FileIO, target: memoryview, place: int) -> int:
+        reading.set()
+        assert go_on.wait(10)
+        handle.seek(place)
+        return handle.readinto(target)
+
+    monkeypatch.setattr(reader, "_read_at", slow)
+    with ThreadPoolExecutor(2) as pool:
+        tensors = SafetensorsReader(path)
+        read = pool.submit(lambda: tensors["a"])
+        assert reading.wait(10)
+        closed = pool.submit(tensors.close)
+        with pytest.raises(TimeoutError):
+            closed.result(0.1)
+        go_on.set()
+        assert torch.equal(read.result(10), torch.arange(6.0))
+        closed.result(10)
+    with pytest.raises(ValueError, match="closed"):
+        tensors["a"]
 
 
 def test_a_lying_header_costs_no_memory(tmp_path: Path) -> None:
