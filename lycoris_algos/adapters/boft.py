@@ -6,10 +6,6 @@
 at distance 2^t·b/2. ``rescale``, ``alpha`` (a constraint) and its absence are as in oft.py, with one norm
 over all stages. The rotation acts as R here, not Rᵀ as in Diag-OFT. At multiplier m the weight is
 W + m·(W' − W); LyCORIS interpolates every stage instead, which is a polynomial of degree T in m.
-
-Blocks of one stage are small, so going through them stage by stage spends its time on regrouping rows. But
-s stages in a row mix no more than 2^(s−1)·b rows: ``prepare`` multiplies them out to one stage of blocks of
-that size, which costs as many operations (s = 2) or a few more, and moves the weight s times less often.
 """
 
 from __future__ import annotations
@@ -22,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
+from ..ops.butterfly import merge_stages, turn
 from ..ops.dtypes import to_compute
 from ..ops.rows import row_blocks, rows_per_block
 from ._base import Component, Core, IndirectCore
@@ -44,8 +41,8 @@ class Butterfly(Core):
 
     rotations: Tensor = tensor("oft_diag")
     rescale: Tensor | None = tensor("rescale", optional=True)
-    #: Nothing that a file says: how many stages there are, None in a file's form, and how many of them each
-    #: rotation spans. Its rows are ordered as in ``_gathered``; in a file, rows at a distance are neighbours.
+    #: Nothing that a file says: how many stages there are (None in a file's form, whose blocks have another
+    #: order), and how many of them each rotation spans; see ops/butterfly.py.
     stages: int | None = None
     span: int = 1
 
@@ -74,29 +71,14 @@ class Butterfly(Core):
         return self.merged()
 
     def merged(self) -> Butterfly:
-        """The same with as many stages in one as blocks of ``_MERGED`` rows can span, but two at least.
-
-        Computed in float64, kept in float32.
-        """
+        """The same in as few stages as are fast. Computed in float64, kept in float32."""
         if self.stages is not None:
             return self
-        count, blocks, size, _ = self.rotations.shape
-        single = self._reordered().double()
-        span = min(count, max(2, (_MERGED // size).bit_length()))
-        outputs, wide = blocks * size, size * 2 ** (span - 1)
-        # A block of merged stages is what they make of the unit vectors of its rows.
-        units = torch.eye(wide, dtype=single.dtype, device=single.device)
-        rotations, done = [], 0
-        for first in _firsts(count, span):
-            turned = _scattered(units.expand(outputs // wide, wide, wide), first, span)
-            for stage in range(done, first + span):
-                turned = _stage(turned, single[stage], stage, 1)
-            rotations.append(_gathered(turned, wide, first, span))
-            done = first + span
-        return replace(self, rotations=torch.stack(rotations).float(), stages=count, span=span)
+        rotations, span = merge_stages(self._reordered().double())
+        return replace(self, rotations=rotations.float(), stages=len(self.rotations), span=span)
 
     def _reordered(self) -> Tensor:
-        """A file's rotations, rows and columns in the order of ``_gathered``."""
+        """A file's rotations, whose neighbours are rows at a distance, in the order of ops/butterfly.py."""
         count, blocks, size, _ = self.rotations.shape
         paired = self.rotations.reshape(count, blocks, size // 2, 2, size // 2, 2)
         return paired.permute(0, 1, 3, 2, 5, 4).reshape(self.rotations.shape)
@@ -117,8 +99,7 @@ class Butterfly(Core):
     def _turned(self, rows: Tensor) -> Tensor:
         """W' for all rows of any columns, a new tensor."""
         assert self.stages is not None  # a ready form has it
-        for rotation, first in zip(self.rotations, _firsts(self.stages, self.span), strict=True):
-            rows = _stage(rows, rotation, first, self.span)
+        rows = turn(rows, self.rotations, self.stages, self.span)
         return rows if self.rescale is None else rows * self.rescale
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
@@ -127,38 +108,6 @@ class Butterfly(Core):
         for first, last in row_blocks(columns, rows_per_block(count, rows.dtype, rows.device)):
             own = base[:, first:last].contiguous()
             rows[:, first:last].add_(self._turned(own).sub_(own), alpha=multiplier)
-
-
-# Rows of a block of merged stages. Larger ones take more operations, smaller ones more passes.
-_MERGED = 128
-
-
-def _firsts(stages: int, span: int) -> list[int]:
-    """The stage that each rotation over ``span`` of them begins with; the last one may begin earlier."""
-    return [min(first, stages - span) for first in range(0, stages, span)]
-
-
-def _stage(rows: Tensor, rotation: Tensor, first: int, span: int) -> Tensor:
-    """``rows`` (o, c) turned by ``rotation`` (n, b, b) of the ``span`` stages from ``first`` on."""
-    turned = torch.bmm(rotation, _gathered(rows, rotation.shape[1], first, span))
-    return _scattered(turned, first, span)
-
-
-def _gathered(rows: Tensor, size: int, first: int, span: int) -> Tensor:
-    """(n, size, c) of ``rows`` (o, c): the rows that ``span`` stages from ``first`` on mix, in blocks.
-
-    A stage t mixes rows 2^t·half apart, and ``half`` neighbours.
-    """
-    half = size // 2**span
-    apart = rows.reshape(-1, 2**span, 2**first, half, rows.shape[1])
-    return apart.transpose(1, 2).reshape(-1, size, rows.shape[1])
-
-
-def _scattered(blocks: Tensor, first: int, span: int) -> Tensor:
-    """(o, c): the inverse of ``_gathered``."""
-    _, size, columns = blocks.shape
-    together = blocks.reshape(-1, 2**first, 2**span, size // 2**span, columns)
-    return together.transpose(1, 2).reshape(-1, columns)
 
 
 @dataclass(frozen=True, eq=False)

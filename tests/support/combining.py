@@ -68,6 +68,7 @@ def _dependent() -> Iterator[Case]:
     yield case("oft_split", {"oft_blocks.0": draw(2, 4, 4), "oft_blocks.1": draw(2, 8, 8)})
     yield case("oft_diag", {"oft_diag": torch.linalg.qr(draw(3, 8, 8))[0]})
     yield case("boft", {"oft_blocks": draw(3, 4, 4, 4)}, conv)
+    yield case("boft_inputs", {"boft_R": draw(2, 4, 4, 4), "boft_s": 1 + draw(24, 1)})
     yield case("boft_diag", {"oft_diag": torch.linalg.qr(draw(3, 4, 4, 4))[0]}, conv)
     residual = {"bias_indices": torch.tensor([[0, 3, 3], [1, 2, 15]], dtype=torch.int16)}
     residual |= {"bias_values": draw(3), "bias_size": torch.tensor(linear, dtype=torch.int16)}

@@ -300,6 +300,19 @@ def _oft_v2(draw: Drawer, randn: Callable[..., Tensor]) -> Case:
     return Case("no_alpha", ("oft_v2",), tensors, shape, tol32=1e-4, tol64=1e-11)
 
 
+@strategy("boft_inputs")
+def _boft_inputs(draw: Drawer, randn: Callable[..., Tensor]) -> Case:
+    blocks, kernel = _stages(draw, randn), draw(kernels)
+    columns = blocks.shape[1] * blocks.shape[2]
+    outputs, inputs = draw(sizes), columns
+    if columns % torch.Size(kernel).numel() == 0:
+        inputs //= torch.Size(kernel).numel()
+    else:
+        kernel = ()
+    tensors = {"boft_R": blocks, "boft_s": randn(outputs, 1)}
+    return Case("no_alpha", ("boft_inputs",), tensors, (outputs, inputs, *kernel), tol32=1e-4)
+
+
 # ---- parts and modifiers ------------------------------------------------------------------------------
 
 

@@ -119,3 +119,31 @@ def _oft_v2(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
         # A Linear turns its inputs, y = W(R·x) in PEFT's rows; OneTrainer turns a kernel the other way.
         turned[:, own] = matrix[:, own] @ (rotation.T if weight.ndim == 2 else rotation)
     return (turned - matrix).reshape(weight.shape)
+
+
+@oracle("boft_inputs", "boft_R", "boft_s")
+def _boft_inputs(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
+    matrix = weight.reshape(weight.shape[0], -1)
+    blocks, inputs = tensors["boft_R"], matrix.shape[1]
+    size = blocks.shape[-1]
+    whole = np.eye(inputs)
+    for stage, own in enumerate(blocks):
+        # PEFT's permutation: of every stretch of 2^(stage + 1) runs of size/2 inputs, the even runs go first.
+        # At stage 0 that is no change, and the size may be odd.
+        permutation = np.eye(inputs)
+        if stage:
+            run, stretch = size // 2, 2 ** (stage + 1)
+            order = [
+                start + place
+                for start in range(0, inputs // run, stretch)
+                for place in (*range(0, stretch, 2), *range(1, stretch, 2))
+            ]
+            permutation = np.concatenate([permutation[source * run : (source + 1) * run] for source in order])
+        diagonal = np.zeros((inputs, inputs))
+        for n, a in enumerate(own):
+            q = (a - a.T) / 2
+            turned = (np.eye(size) - q) @ np.linalg.inv(np.eye(size) + q)
+            diagonal[n * size : (n + 1) * size, n * size : (n + 1) * size] = turned
+        whole = permutation @ diagonal @ permutation.T @ whole
+    scaled = (whole @ matrix.T).T * tensors["boft_s"].reshape(-1, 1)
+    return (scaled - matrix).reshape(weight.shape)

@@ -172,6 +172,24 @@ def _oft_v2(*, scaled: bool = False, share: bool = False) -> Form:
     return formula
 
 
+def _boft_of_peft(stages: int, size: int) -> Form:
+    def formula(weight: Tensor, bias: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+        outputs, inputs = weight.shape[0], weight[0].numel()
+        raw = draw(stages, inputs // size, size, size, std=OFT_SPREAD)
+        scales = 1 + draw(outputs, std=0.1)
+        r = cayley(-skew(raw) / 2)
+        # PEFT keeps the two sides of a block together where LyCORIS deals them out.
+        dealt = r.reshape(stages, -1, 2, size // 2, 2, size // 2).permute(0, 1, 3, 2, 5, 4).reshape(r.shape)
+        turned = butterfly(dealt, weight.flatten(1).T).T * scales[:, None]
+        stored = scales[:, None] if weight.dim() == 2 else scales[None]
+        return {"boft_R": raw, "boft_s": stored}, turned.reshape(weight.shape) - weight, dict(_PEFT)
+
+    return formula
+
+
+_form("BOFT of PEFT: rotates inputs, scales outputs", _LINEAR, "boft_inputs")(_boft_of_peft(2, 8))
+_form("BOFT of PEFT, one stage", _LINEAR, "boft_inputs")(_boft_of_peft(1, 8))
+_form("BOFT of PEFT, convolution", _CONV2, "boft_inputs")(_boft_of_peft(3, 12))
 _form("OFT v2 of PEFT: rotates inputs", _LINEAR, "oft_v2")(_oft_v2())
 _form("OFT v2 of PEFT, one block shared", _LINEAR, "oft_v2")(_oft_v2(share=True))
 _form("OFT v2 of OneTrainer, scaled", _LINEAR, "oft_v2")(_oft_v2(scaled=True))
@@ -464,7 +482,6 @@ SPELLINGS = (
 
 #: Files of formats that are told apart but not computed: they must be refused, with the reason.
 FOREIGN: tuple[tuple[str, tuple[int, ...], dict[str, tuple[int, ...]]], ...] = (
-    ("BOFT of PEFT", _LINEAR, {"boft_R": (5, 12, 8, 8), "boft_s": (64, 1)}),
     ("GLoRA of PEFT", _LINEAR, {"glora_A.Xd": (64, 4), "glora_A.Xu": (4, 96), "glora_D.X": (64,)}),
     ("VeRA", _LINEAR, {"vera_lambda_b": (64,), "vera_lambda_d": (4,)}),
 )

@@ -116,3 +116,22 @@ def _oft_v2(draw: Draw) -> Iterator[Case]:
     yield case("scaled", LAYERS["linear_wide"], 5, **{"oft_R.scaled_oft": torch.tensor(1.0)})
     yield case("scaled-conv", LAYERS["conv2d_1x1"], 3, **{"oft_R.scaled_oft": torch.tensor(True)})
     yield case("scaled-off", LAYERS["linear"], 2, **{"oft_R.scaled_oft": torch.tensor(0.0)})
+
+
+@samples("boft_inputs")
+def _boft_inputs(draw: Draw) -> Iterator[Case]:
+    for kind, stages, size in (
+        ("linear", 3, 4),
+        ("linear_wide", 1, 5),
+        ("conv2d_3x3", 2, 6),
+        ("conv2d_1x1", 1, 2),
+    ):
+        shape = LAYERS[kind]
+        columns = shape[1] * kernel_size(shape)
+        scales = (shape[0], 1) if len(shape) == 2 else (1, shape[0])
+        tensors = {"boft_R": draw(stages, columns // size, size, size), "boft_s": 1 + draw(*scales)}
+
+        def also_fits(other: tuple[int, ...], shape: tuple[int, ...] = shape, columns: int = columns) -> bool:
+            return len(other) > 0 and other[0] == shape[0] and torch.Size(other[1:]).numel() == columns
+
+        yield Case(kind, ("boft_inputs",), tensors, shape, also_fits=also_fits, **PREPARED)
