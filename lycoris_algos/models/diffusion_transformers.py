@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._base import QKV, Family, Rule, fused, renamed
+from ._base import KV, QKV, Family, Rule, fused, renamed
 
 SD3 = Family(
     name="sd3",
@@ -178,9 +178,43 @@ AURA_FLOW = Family(
     labels=("auraflow",),
 )
 
+# Diffusers calls norm2 what is norm3 here and the other way round. Those names do not tell whose they are,
+# so these two mean the model's own.
 HUNYUAN_DIT = Family(
     name="hunyuan_dit",
     title="HunyuanDiT",
+    marks=("blocks.0.attn1.Wqkv.weight", "mlp_t5.0.weight"),
+    rules=(
+        *fused("blocks.{}.attn1.Wqkv", [f"blocks.{{}}.attn1.to_{p}" for p in "qkv"], QKV),
+        *fused("blocks.{}.attn2.kv_proj", [f"blocks.{{}}.attn2.to_{p}" for p in "kv"], KV),
+        *renamed(
+            {
+                "attn1.to_out.0": "attn1.out_proj",
+                "attn2.to_q": "attn2.q_proj",
+                "attn2.to_out.0": "attn2.out_proj",
+                **{f"attn{n}.norm_{part}": f"attn{n}.{part}_norm" for n in "12" for part in "qk"},
+                "norm1.norm": "norm1",
+                "norm1.linear": "default_modulation.1",
+                "ff.net.0.proj": "mlp.fc1",
+                "ff.net.2": "mlp.fc2",
+            },
+            within=("blocks.{}.", "blocks.{}."),
+        ),
+        *renamed(
+            {
+                "pos_embed.proj": "x_embedder.proj",
+                "text_embedder.linear_1": "mlp_t5.0",
+                "text_embedder.linear_2": "mlp_t5.2",
+                "time_extra_emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
+                "time_extra_emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+                "time_extra_emb.extra_embedder.linear_1": "extra_embedder.0",
+                "time_extra_emb.extra_embedder.linear_2": "extra_embedder.2",
+                **{f"time_extra_emb.pooler.{p}_proj": f"pooler.{p}_proj" for p in "kqvc"},
+                "proj_out": "final_layer.linear",
+            }
+        ),
+        Rule("norm_out.linear", "final_layer.adaLN_modulation.1", swapped=True),
+    ),
     signs=(r"blocks_\d+_attn1_Wqkv$", r"blocks_\d+_default_modulation_"),
     labels=("hunyuan-dit", "hunyuandit"),
 )

@@ -2,7 +2,7 @@
 
     python -m lab.compatibility > docs/compatibility.md
 
-Run by hand when names change. It holds the files of `families.py` against ComfyUI's own model classes, with
+Run by hand when names change. It holds the files of `families` against ComfyUI's own model classes, with
 the pack loaded as ComfyUI loads it; tests/host/test_families.py checks the same counts.
 """
 
@@ -63,8 +63,7 @@ only breaks ties. Norms, embeddings, projections and biases are reached like eve
 
 ## What is not mapped
 
-- HunyuanDiT under diffusers' names: two of its norms have each other's names there, so a name says too
-  little. Its own names work.
+- `norm2` and `norm3` of HunyuanDiT, which have each other's names in diffusers: they mean the model's own.
 - `base` tables of HCP-Diffusion (whole weights) and its moving averages (`lora_ema`).
 - PEFT's `lora_embedding_A`/`lora_embedding_B`.
 """
