@@ -128,9 +128,9 @@ class Core(Component):
             _registry.register_core(cls)
 
     @property
-    @abstractmethod
     def rank(self) -> int | None:
         """Rank as alpha is divided by it; None for an algorithm or a form without one."""
+        return None
 
     def facts(self) -> dict[str, float]:
         """What a report says about it: {name: number}."""

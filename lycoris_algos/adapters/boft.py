@@ -21,10 +21,10 @@ from ..errors import ShapeMismatchError
 from ..ops.butterfly import merge_stages, turn
 from ..ops.dtypes import to_compute
 from ..ops.rows import row_blocks, rows_per_block
-from ._base import Component, Core, IndirectCore
+from ._base import Component, Core
 from ._keys import KeySpec
-from ._stored import number, tensor
-from .oft import cayley_rotation, require_blocks, require_rescale
+from ._stored import tensor
+from .oft import SkewBlocks, require_blocks, require_rescale
 
 _REFERENCE = "https://arxiv.org/abs/2311.06243"
 
@@ -49,10 +49,6 @@ class Butterfly(Core):
     @classmethod
     def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
         return [] if tensors["oft_diag"].dim() == 4 else ["'oft_diag' has not four dimensions"]
-
-    @property
-    def rank(self) -> None:
-        return None
 
     def check(self) -> None:
         if self.stages is None:
@@ -111,51 +107,27 @@ class Butterfly(Core):
 
 
 @dataclass(frozen=True, eq=False)
-class BOFT(IndirectCore):
+class BOFT(SkewBlocks):
     """One layer's BOFT. Formula and shapes: this module."""
 
     algo: ClassVar[str] = "boft"
     title: ClassVar[str] = "BOFT"
     reference: ClassVar[str] = _REFERENCE
-    keys: ClassVar[KeySpec] = KeySpec(required=("oft_blocks",), optional=("rescale", "alpha"))
-    needs_weight: ClassVar[bool] = True
-
-    blocks: Tensor = tensor("oft_blocks")
-    rescale: Tensor | None = tensor("rescale", optional=True)
-    alpha: float | None = number("alpha")
-
-    @classmethod
-    def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
-        return [] if tensors["oft_blocks"].dim() == 4 else ["'oft_blocks' has not four dimensions"]
-
-    @property
-    def rank(self) -> None:
-        return None
-
-    def facts(self) -> dict[str, float]:
-        constraint = {"constraint": self.alpha} if self.alpha else {}
-        return {"block size": self.blocks.shape[-1], **constraint}
+    dimensions: ClassVar[int] = 4
 
     def check(self) -> None:
+        super().check()
         require_stages("oft_blocks", self.blocks)
-        require_rescale(self.rescale, self.matrix_shape[0])
-
-    @property
-    def matrix_shape(self) -> tuple[int, None]:
-        return self.blocks.shape[1] * self.blocks.shape[2], None
 
     @property
     def row_unit(self) -> int:
         return 0
 
-    def _rotations(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return cayley_rotation(to_compute(self.blocks, device, dtype), self.alpha, self.matrix_shape[0])
-
     def prepare(self, base_weight: Callable[[], Tensor]) -> Butterfly:
-        return Butterfly(self._rotations(self.blocks.device, torch.float64), self.rescale).merged()
+        return Butterfly(self.rotations(self.blocks.device, torch.float64), self.rescale).merged()
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Component:
-        return Butterfly(self._rotations(device, dtype), self.rescale).ready(shape, device, dtype)
+        return Butterfly(self.rotations(device, dtype), self.rescale).ready(shape, device, dtype)
 
 
 def require_stages(name: str, value: Tensor) -> None:

@@ -47,10 +47,6 @@ class InputBOFT(Core):
     def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
         return [] if tensors["boft_R"].dim() == 4 else ["'boft_R' has not four dimensions"]
 
-    @property
-    def rank(self) -> None:
-        return None
-
     def facts(self) -> dict[str, float]:
         return {"block size": self.blocks.shape[-1]}
 

@@ -43,10 +43,6 @@ class IA3(Core):
     weight: Tensor = tensor("weight")
     on_input: float = number("on_input")
 
-    @property
-    def rank(self) -> None:
-        return None
-
     def check(self) -> None:
         if self.weight.numel() == 0 or self.weight.numel() != max(self.weight.shape, default=0):
             raise ShapeMismatchError(
@@ -99,10 +95,6 @@ class PeftIA3(IndirectCore):
     needs_weight: ClassVar[bool] = True
 
     factors: Tensor = tensor("ia3_l")
-
-    @property
-    def rank(self) -> None:
-        return None
 
     @property
     def _on_input(self) -> bool:

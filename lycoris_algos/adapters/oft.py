@@ -48,10 +48,6 @@ class BlockRotation(Core):
     def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
         return [] if tensors["oft_diag"].dim() == 3 else ["'oft_diag' has not three dimensions"]
 
-    @property
-    def rank(self) -> None:
-        return None
-
     def check(self) -> None:
         require_blocks("oft_diag", self.rotation)
 
@@ -86,14 +82,13 @@ class BlockRotation(Core):
 
 
 @dataclass(frozen=True, eq=False)
-class DiagOFT(IndirectCore):
-    """One layer's Diag-OFT. Formula and shapes: this module."""
+class SkewBlocks(IndirectCore, register=False):
+    """What files of OFT and of BOFT store: blocks of rows, a constraint and a rescaling."""
 
-    algo: ClassVar[str] = "oft"
-    title: ClassVar[str] = "Diag-OFT"
-    reference: ClassVar[str] = _REFERENCE
     keys: ClassVar[KeySpec] = KeySpec(required=("oft_blocks",), optional=("rescale", "alpha"))
     needs_weight: ClassVar[bool] = True
+    #: How many dimensions ``oft_blocks`` has, which tells one from the other.
+    dimensions: ClassVar[int]
 
     blocks: Tensor = tensor("oft_blocks")
     rescale: Tensor | None = tensor("rescale", optional=True)
@@ -101,11 +96,10 @@ class DiagOFT(IndirectCore):
 
     @classmethod
     def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
-        return [] if tensors["oft_blocks"].dim() == 3 else ["'oft_blocks' has not three dimensions"]
-
-    @property
-    def rank(self) -> None:
-        return None
+        found = tensors["oft_blocks"].dim()
+        return (
+            [] if found == cls.dimensions else [f"'oft_blocks' has {found} dimensions, not {cls.dimensions}"]
+        )
 
     def facts(self) -> dict[str, float]:
         constraint = {"constraint": self.alpha} if self.alpha else {}
@@ -117,15 +111,28 @@ class DiagOFT(IndirectCore):
 
     @property
     def matrix_shape(self) -> tuple[int, None]:
-        return self.blocks.shape[0] * self.blocks.shape[1], None
+        return self.blocks.shape[-3] * self.blocks.shape[-2], None
+
+    def rotations(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The rotations of ``blocks``, without the rescaling."""
+        return cayley_rotation(to_compute(self.blocks, device, dtype), self.alpha, self.matrix_shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class DiagOFT(SkewBlocks):
+    """One layer's Diag-OFT. Formula and shapes: this module."""
+
+    algo: ClassVar[str] = "oft"
+    title: ClassVar[str] = "Diag-OFT"
+    reference: ClassVar[str] = _REFERENCE
+    dimensions: ClassVar[int] = 3
 
     @property
     def row_unit(self) -> int:
         return self.blocks.shape[1]
 
     def _rotation(self, device: torch.device, dtype: torch.dtype) -> BlockRotation:
-        outputs = self.matrix_shape[0]
-        rotation = cayley_rotation(to_compute(self.blocks, device, dtype), self.alpha, outputs)
+        rotation = self.rotations(device, dtype)
         if self.rescale is not None:
             columns = to_compute(self.rescale, device, dtype).reshape(rotation.shape[0], 1, -1)
             rotation = rotation * columns
@@ -157,10 +164,6 @@ class SplitOFT(Core):
     alpha: float | None = number("alpha")
     #: Whether the tensors above are finished rotations; nothing that a file says.
     finished: bool = False
-
-    @property
-    def rank(self) -> None:
-        return None
 
     def check(self) -> None:
         for name, value in self.tensors():

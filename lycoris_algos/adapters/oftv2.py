@@ -45,10 +45,6 @@ class OFTv2(Core):
     change: Tensor | None = None
 
     @property
-    def rank(self) -> None:
-        return None
-
-    @property
     def _size(self) -> int:
         return block_size(self.triangles.shape[1])
 

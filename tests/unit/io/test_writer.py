@@ -14,39 +14,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_tensors import DTYPES, random_bytes
 from safetensors.torch import load_file, save
 
 from lycoris_algos.errors import FileFormatError, LycorisError
 from lycoris_algos.io import SafetensorsWriter, _part, read_all, save_tensors, writer
 
-DTYPES = [
-    torch.bool,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.uint16,
-    torch.int32,
-    torch.uint32,
-    torch.int64,
-    torch.uint64,
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-    torch.complex64,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2fnuz,
-]
 ROOT = Path(__file__).parents[3]
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
-
-
-def random_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    count = torch.Size(shape).numel() * dtype.itemsize
-    raw = torch.randint(0, 2 if dtype is torch.bool else 256, (count,), dtype=torch.uint8)
-    return raw.view(dtype).reshape(shape)
 
 
 def names(folder: Path) -> list[str]:
