@@ -28,9 +28,8 @@ from ..errors import BadValueError, NoSpellingError
 from ..formats import DIALECTS, Dialect, dialect_of, encoder_number, is_text_layer, model_paths, text_paths
 from .adapter_set import AdapterSet
 from .corrections import MARK
+from .recipe import RECIPE, source_record
 
-#: Metadata key of how a file was made, as JSON.
-RECIPE = "lycoris_algos.recipe"
 #: (layer, dialect's name) -> the layer as that dialect spells it, or None.
 Rename = Callable[[str, str], str | None]
 
@@ -217,15 +216,12 @@ def _metadata(
     kept.setdefault(MARK, "converted: every alpha is what the file says")
     recipe: dict[str, object] = {
         "tool": "lycoris_algos convert",
-        "source": adapter_set.name,
+        "source": source_record(adapter_set),
         "strength_model": strength_model,
         "strength_clip": strength_clip,
         "dtype": "as stored" if dtype is None else str(dtype).removeprefix("torch."),
         "dialect": "as stored" if dialect is None else dialect.name,
     }
-    earlier = parsed_recipe(adapter_set.metadata)
-    if earlier is not None:
-        recipe["from"] = earlier
     kept[RECIPE] = json.dumps(recipe, ensure_ascii=False)
     return {**kept, **modelspec(kept, title or adapter_set.name)}
 
@@ -239,12 +235,3 @@ def modelspec(metadata: Mapping[str, str], title: str) -> dict[str, str]:
         "modelspec.title": title,
         "modelspec.date": now,
     }
-
-
-def parsed_recipe(metadata: Mapping[str, str]) -> object:
-    """The recipe of a file that was made by this library; None for any other."""
-    text = metadata.get(RECIPE)
-    try:
-        return json.loads(text) if text and len(text) < 100_000 else None
-    except (ValueError, RecursionError):
-        return None

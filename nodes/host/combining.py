@@ -6,7 +6,7 @@ dialects mean the same, and how another dialect spells a layer.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,11 @@ class HostModel:
         own = self._parameters(*found, what)
         assert own is not None
         return stacked([found[0].base_weight(target) for target in own])
+
+    def record(self) -> Mapping[str, object]:
+        """See ``BaseWeights``. A loaded model does not say which file it came from."""
+        wired = (("model", self._model), ("clip", self._clip))
+        return {name: targets.what for name, targets in wired if targets is not None}
 
     def same_layer(self, layer: str) -> Hashable | None:
         """What ``layer`` means in the model, in terms that can be compared."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,33 @@ def test_a_base_file_is_as_good_as_the_model(
     for name, layer in loaded[0].adapters.items():
         shape = layer.parts[0].change.shape
         assert torch.allclose(read[0].adapters[name].delta(shape), layer.delta(shape), atol=1e-6), name
+
+
+def test_the_recipe_names_files_and_models(
+    sd15: Any, apply: Any, combine: Any, save: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths
+    from lab import paths
+
+    model, clip = sd15
+    stack = two_files(model, apply, "lora", "loha")
+    hashes = [lycoris_algos_of(stack).network.content_hash(entry.adapters) for entry in stack]
+
+    def recipe(**base: Any) -> Any:
+        path, _ = save(combine(stack, **base)[0])
+        metadata = lycoris_algos.load(path).metadata
+        return json.loads(metadata["lycoris_algos.recipe"])["source"]["recipe"]
+
+    loaded = recipe(model=model, clip=clip)
+    assert [source["tensors_sha256"] for source in loaded["sources"]] == hashes
+    assert loaded["base"] == {"model": "SD15", "clip": "text encoder SD1ClipModel"}
+    file = next(path for path in paths.MODELS.rglob("tiny_sd15*.safetensors"))
+    known = folder_paths.folder_names_and_paths
+    monkeypatch.setitem(known, "checkpoints", ([str(file.parent)], {".safetensors"}))
+    read = recipe(base=f"checkpoints/{file.name}")
+    assert read["base"]["file"] == file.name
+    assert len(read["base"]["sampled_sha256"]) == 64
+    assert "base" not in recipe()
 
 
 @pytest.mark.parametrize("method", ["average", "ties", "dare", "slerp", "knots", "project off"])

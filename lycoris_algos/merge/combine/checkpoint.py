@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +16,7 @@ from ...network import AdapterSet
 from ...ops.dtypes import compute_dtype
 from ..bake.storage import is_companion, refuse_file, refuse_weight, scale_of
 from ..bake.weights import swap_halves
+from ..fingerprint import model_record
 
 
 class CheckpointWeights:
@@ -70,6 +71,10 @@ class CheckpointWeights:
         if spot.swapped:
             return swap_halves(weight)
         return weight.T if spot.transposed else weight
+
+    def record(self) -> Mapping[str, object]:
+        """See ``BaseWeights``."""
+        return model_record(self._reader, self._reader.path.name)
 
     def same_layer(self, layer: str) -> Hashable | None:
         """What ``layer`` means in the file, in terms that can be compared."""

@@ -44,6 +44,9 @@ class BaseWeights(Protocol):
     def fetch(self, layer: str, what: str) -> Tensor:
         """Itself, on any device and in any dtype; called only where ``shape`` answered."""
 
+    def record(self) -> Mapping[str, object]:
+        """What a recipe says about the model that they are of."""
+
 
 @dataclass(frozen=True, eq=False)
 class WeightsInMemory:
@@ -60,6 +63,10 @@ class WeightsInMemory:
     def fetch(self, layer: str, what: str) -> Tensor:
         """See ``BaseWeights``."""
         return (self.weights if what == "weight" else self.biases)[layer]
+
+    def record(self) -> Mapping[str, object]:
+        """See ``BaseWeights``."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False)

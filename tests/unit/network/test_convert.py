@@ -153,7 +153,7 @@ def test_the_metadata_is_kept_and_says_how_it_was_made() -> None:
     assert once.metadata["ss_base_model_version"] == "sd_v1"
     assert once.metadata["modelspec.title"] == "mine"
     twice = json.loads(convert(once, dtype=torch.float16).metadata["lycoris_algos.recipe"])
-    assert twice["from"]["strength_model"] == 0.5
+    assert twice["source"]["recipe"]["strength_model"] == 0.5
 
 
 def test_embeddings_come_along_or_not() -> None:
