@@ -8,17 +8,17 @@ pieces that the checkpoint stores as one are slices of it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ...adapters import LayerAdapter
 from ...errors import LycorisError, NeedsBaseError, ShapeMismatchError
-from ...formats import encoder_number, is_text_layer, model_paths, text_paths
-from ...models import split_names
+from ...formats import is_text_layer
 from ...models.checkpoint import CheckpointIndex, Place, Spot
 from ...network import AdapterSet, Unmatched
+from ..places import Places
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +64,13 @@ class Matcher:
     """Places the layers of a stack, file by file, and collects what that changes."""
 
     def __init__(self, index: CheckpointIndex, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._index = index
-        self._shapes = shapes
+        self._places = Places(index, shapes)
         self._entries: dict[Spot, list[tuple[LayerAdapter, float]]] = defaultdict(list)
         self._layers: dict[Spot, list[str]] = defaultdict(list)
 
     def place(self, entry: BakeEntry) -> FilePlan:
         """Finds a place for each layer of one file."""
-        index = self._index
+        index = self._places.index
         placed: list[str] = []
         unmatched = list(entry.adapters.unmatched)
         absent: dict[str, int] = defaultdict(int)
@@ -116,46 +115,14 @@ class Matcher:
                 self._entries[spot].append((part, multiplier))
                 self._layers[spot].append(layer)
 
-    def _meanings(self, layer: str, is_text: bool) -> Iterator[tuple[Place, ...]]:
-        """The places that ``layer`` may mean, best first; several where the file stores it in pieces."""
-        names = self._index.text if is_text else self._index.model
-        paths = list(dict.fromkeys((text_paths if is_text else model_paths)(layer)))
-        found = list(dict.fromkeys(where for path in paths for where in names.look_up(path)))
-        number = encoder_number(layer) if is_text else None
-        if number is not None and number <= len(self._index.encoders):
-            found.sort(key=lambda where: where.encoder != self._index.encoders[number - 1])
-        yield from ((where,) for where in found)
-        for path in paths:
-            for pieces in split_names(path.replace(".", "_")):
-                places = [next(names.look_up(piece), None) for piece in pieces]
-                known = [where for where in places if where is not None]
-                if known and len(known) == len(places):
-                    yield self._joined(known)
-
-    def _joined(self, places: Sequence[Place]) -> tuple[Place, ...]:
-        """``places`` as one where they are slices of one weight that follow each other."""
-        first = places[0].weight
-        start = None if first.part is None else first.part[1]
-        position = start or 0
-        for where in places:
-            part = where.weight.part
-            if part is None or where.weight != replace(first, part=(0, position, part[2])):
-                return tuple(places)
-            position += part[2]
-        part = (0, start or 0, position - (start or 0))
-        rows = self._shapes[first.key][0]
-        bias = places[0].bias
-        whole = None if part[2] == rows else part
-        return (Place(replace(first, part=whole), None if bias is None else replace(bias, part=whole)),)
-
     def _is_somewhere(self, layer: str, is_text: bool = False) -> bool:
-        return next(self._meanings(layer, is_text), None) is not None
+        return next(self._places.meant_by(layer, is_text), None) is not None
 
     def _fit(self, layer: str, adapter: LayerAdapter, is_text: bool) -> list[_Piece] | str:
         """Where ``adapter`` goes, or the reason why the likeliest place cannot take it."""
         what = "text encoder" if is_text else "diffusion model"
         reasons: list[str] = []
-        for places in self._meanings(layer, is_text):
+        for places in self._places.meant_by(layer, is_text):
             try:
                 return self._pieces(adapter, places)
             except ShapeMismatchError as error:
@@ -168,18 +135,18 @@ class Matcher:
 
     def _pieces(self, adapter: LayerAdapter, places: tuple[Place, ...]) -> list[_Piece]:
         """``adapter`` at all of ``places``. Raises LycorisError or _UnsuitableError if one cannot take it."""
-        shapes = [where.weight.shape(self._shapes) for where in places]
-        total = sum(shape[0] for shape in shapes) if len(shapes) > 1 else 0
-        adapter.fits((total, *shapes[0][1:]) if total else shapes[0])
+        shapes = [where.weight.shape(self._places.shapes) for where in places]
+        whole = self._places.shape([where.weight for where in places])
+        adapter.fits(whole)
         spot = places[0].weight
         if adapter.reshape is not None and spot != Spot(spot.key):
             raise _UnsuitableError("it enlarges a weight that this file stores as a part of another")
-        if total:
+        if len(places) > 1:
             # What starts from the whole layer's weight would have to see all pieces at once.
             prepared = adapter.prepare(_no_base)
             starts = [sum(shape[0] for shape in shapes[:number]) for number in range(len(shapes))]
             rows = [
-                prepared.rows(start, shape[0], total) for start, shape in zip(starts, shapes, strict=True)
+                prepared.rows(start, shape[0], whole[0]) for start, shape in zip(starts, shapes, strict=True)
             ]
         else:
             rows = [adapter]
@@ -187,7 +154,7 @@ class Matcher:
         for piece in pieces:
             bias = piece.adapter.bias
             if bias is not None and piece.where.bias is not None:
-                bias.fits(piece.where.bias.shape(self._shapes))
+                bias.fits(piece.where.bias.shape(self._places.shapes))
             elif adapter.needs_bias:
                 raise _UnsuitableError("it changes a bias, but this layer", of_bias=True)
         return pieces
