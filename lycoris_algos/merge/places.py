@@ -1,4 +1,4 @@
-"""Which parts of a checkpoint a layer may mean by its name, for baking into them and for a base read from it."""
+"""Which parts of a checkpoint a layer may mean by its name: to bake into them, or to read them as a base."""
 
 from __future__ import annotations
 
