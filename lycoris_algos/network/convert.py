@@ -48,20 +48,22 @@ def convert(
     strength_model: float = 1.0,
     strength_clip: float = 1.0,
     rename: Rename | None = None,
+    is_text: Callable[[str], bool] = is_text_layer,
     title: str | None = None,
     embeddings: bool = True,
 ) -> AdapterSet:
     """``adapter_set`` with its multipliers folded in, stored in ``dtype`` as ``dialect`` spells it.
 
-    None keeps a dtype or the dialect; bundled ``embeddings`` come along or not. Raises BadValueError for a
-    multiplier that cannot be folded in (naming CombineLyCORIS) or a number that does not fit ``dtype``, and
-    NoSpellingError, naming the layer, for what ``dialect`` has no word for.
+    None keeps a dtype or the dialect; ``is_text`` tells which layers take ``strength_clip``; bundled
+    ``embeddings`` come along or not. Raises BadValueError for a multiplier that cannot be folded in (naming
+    CombineLyCORIS) or a number that does not fit ``dtype``, and NoSpellingError, naming the layer, for what
+    ``dialect`` has no word for.
     """
     target = None if dialect is None else _writable(dialect)
     layers: dict[str, LayerAdapter] = {}
     numbered = any(encoder_number(name) == 2 for name in adapter_set)
     for name, layer in adapter_set.items():
-        multiplier = strength_clip if is_text_layer(name) else strength_model
+        multiplier = strength_clip if is_text(name) else strength_model
         if multiplier == 0.0:
             continue
         spelled, changed = name, layer
@@ -151,8 +153,8 @@ def _by_name_alone(name: str, dialect: Dialect, numbered: bool) -> str | None:
     if is_text_layer(name):
         path = _shortest(text_paths(name))
         number = encoder_number(name) or 1
-        dotted = own.name in _WITHOUT_ALPHA
-        if dialect.name == "kohya" and dotted:
+        is_path = own.name in (*_WITHOUT_ALPHA, "lycoris")
+        if dialect.name == "kohya" and is_path:
             return f"lora_te{number if numbered else ''}_{path.replace('.', '_')}"
         return None
     path = _shortest(model_paths(name))

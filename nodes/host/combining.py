@@ -90,6 +90,11 @@ class HostModel:
         found = self._find(layer)
         return None if found is None else (found[0].what, found[1])
 
+    def is_text(self, layer: str) -> bool:
+        """Whether ``layer`` is one of the CLIP: by what it means there or in the model, else by its name."""
+        found = self._find(layer)
+        return is_text_layer(layer) if found is None else found[0] is self._clip
+
     def rename(self, layer: str, dialect: str) -> str | None:
         """``layer`` as ``dialect`` spells it, for a layer that is a whole parameter of the model."""
         found = self._find(layer)
@@ -187,7 +192,8 @@ def _combined(
     stack: Stack, options: CombineOptions, known: HostModel | CheckpointWeights | None, node_id: str | None
 ) -> tuple[Stack, str]:
     sources = [Source(e.adapters, e.strength_model, e.strength_clip) for e in stack]
-    plan = plan_combine(sources, options, known, None if known is None else known.same_layer)
+    told = () if known is None else (known, known.same_layer, known.is_text)
+    plan = plan_combine(sources, options, *told)
     device = comfy.model_management.get_torch_device()
     name = f"{options.method.value} of {', '.join(e.adapters.name for e in stack)}"
     try:
@@ -222,6 +228,7 @@ def save_stack(
         strength_model=entry.strength_model,
         strength_clip=entry.strength_clip,
         rename=None if known is None else known.rename,
+        is_text=is_text_layer if known is None else known.is_text,
         title=path.stem,
         embeddings=include_embeddings,
     )

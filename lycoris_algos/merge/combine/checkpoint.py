@@ -85,6 +85,11 @@ class CheckpointWeights:
         """What ``layer`` means in the file, in terms that can be compared."""
         return self._meaning(layer)
 
+    def is_text(self, layer: str) -> bool:
+        """Whether ``layer`` is one of a text encoder: by what it means in the file, else by its name."""
+        places = self._meaning(layer)
+        return is_text_layer(layer) if places is None else places[0].encoder is not None
+
     def _spots(self, layer: str, what: str) -> list[Spot] | None:
         """The weights or biases that the layer means, in the order of their rows; None if one is missing."""
         places = self._meaning(layer) or ()

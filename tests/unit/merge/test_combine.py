@@ -523,9 +523,10 @@ def test_the_recipe_and_what_the_sources_agree_on_are_in_the_metadata() -> None:
     assert metadata["modelspec.merged_from"] == "one, two"
 
 
+@pytest.mark.parametrize("prefix", ["lora_te_", "lycoris_"])
 @pytest.mark.parametrize("method", LINEAR)
-def test_text_encoder_layers_have_their_own_strength(method: str) -> None:
-    text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+def test_text_encoder_layers_have_their_own_strength(method: str, prefix: str) -> None:
+    text = f"{prefix}text_model_encoder_layers_0_self_attn_q_proj"
     sets = []
     for seed in (1, 2):
         layers = {LAYER: linear(4, seed)[LAYER], text: linear(4, seed + 5)[LAYER]}

@@ -45,3 +45,27 @@ def test_a_layer_that_the_file_has_in_pieces_is_held_against_all_of_them(axis: i
         result = run_combine(plan).adapters[layer]
     wanted = own[layer].delta(torch.cat(pieces).double())
     assert torch.allclose(result.delta((48, 12)).double(), wanted, atol=1e-5)
+
+
+def test_the_base_tells_which_layers_are_of_a_text_encoder(tmp_path: Path) -> None:
+    """LyCORIS' wrapper names the same kind of layer alike in both; one file has a language model beside."""
+    of_text, of_model = "lycoris_layers_0_self_attn_q_proj", "lycoris_a_to_q"
+    base = save_base(
+        tmp_path,
+        {
+            f"{UNET}a.to_q.weight": torch.randn(16, 16),
+            "text_encoders.qwen.transformer.model.layers.0.self_attn.q_proj.weight": torch.randn(16, 16),
+        },
+    )
+    stored = {f"{n}.{suffix}": v for n in (of_text, of_model) for suffix, v in lora(16, 16).items()}
+    own = lycoris_algos.from_tensors(stored)
+    sources = [Source(own, 1.0, 0.25)]
+    with CheckpointWeights(base, [own]) as weights:
+        plan = plan_combine(sources, None, weights, weights.same_layer, weights.is_text)
+        known = run_combine(plan).adapters
+    unknown = run_combine(plan_combine(sources)).adapters
+    shape = (16, 16)
+    delta = own[of_text].delta(shape)
+    assert torch.allclose(known[of_text].delta(shape), 0.25 * delta)
+    assert torch.allclose(known[of_model].delta(shape), own[of_model].delta(shape))
+    assert torch.allclose(unknown[of_text].delta(shape), delta)

@@ -132,6 +132,11 @@ def test_what_names_alone_tell() -> None:
     assert list(convert(adapters(tensors, "diffusers"), dialect="kohya")) == [PATHS["kohya"]]
     assert list(convert(adapters(tensors, "peft"), dialect="diffusers")) == [PATHS["diffusers"]]
     assert list(convert(adapters(tensors, "diffusers"), dialect="peft")) == [PATHS["peft"]]
+    text = "text_model.encoder.layers.0.mlp.fc1"
+    for name in (f"lycoris_{text.replace('.', '_')}", f"base_model.model.{text}", f"text_encoder.{text}"):
+        stored = {f"{name}.{suffix}": value for suffix, value in tensors.items()}
+        converted = convert(lycoris_algos.from_tensors(stored), dialect="kohya")
+        assert list(converted) == ["lora_te_text_model_encoder_layers_0_mlp_fc1"]
     for own, dialect in (("kohya", "comfy"), ("kohya", "diffusers"), ("comfy", "diffusers")):
         with pytest.raises(NoSpellingError, match="Give the model"):
             convert(adapters(tensors, own), dialect=dialect)
