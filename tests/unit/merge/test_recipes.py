@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from baking import bake, entry, every_block, save_base
 from combining import one_per_algorithm
 from safetensors.torch import save_file
 from samples import Case
@@ -16,6 +17,7 @@ from torch import Tensor
 import lycoris_algos
 from lycoris_algos.cli import main
 from lycoris_algos.io import read_header
+from lycoris_algos.merge.bake import plan_bake, run_bake
 from lycoris_algos.network import content_hash
 
 LAYER = "lora_unet_block_0_to_q"
@@ -91,6 +93,25 @@ def test_recipes_of_sources_are_kept_inside(files: tuple[Path, Path, Path], tmp_
     assert (adapter["file"], inner["file"]) == ("second.safetensors", "first.safetensors")
     assert inner["tensors_sha256"] == content_hash(lycoris_algos.load(first))
     assert [source["file"] for source in inner["recipe"]["sources"]] == [one.name, two.name]
+
+
+def test_a_bakes_recipe_holds_that_of_a_baked_base(tmp_path: Path) -> None:
+    base = save_base(tmp_path, metadata={"modelspec.title": "T", "modelspec.hash_sha256": "0xab"})
+    first = bake(base, entry(every_block(), 0.5, 0.25))
+    other = first.path.rename(tmp_path / "first.safetensors")
+    plan = plan_bake(read_header(other), [entry(every_block(1), name="b")], base=other.name, program="P 1")
+    second = run_bake(plan, other, tmp_path / "second.safetensors")
+    metadata = read_header(second.path).metadata
+    found = json.loads(metadata["lycoris_algos.bake"])
+    assert metadata["modelspec.title"] == "T"
+    assert "modelspec.hash_sha256" not in metadata
+    assert found["program"] == "P 1"
+    assert found["adapters"][0]["file"] == "b"
+    earlier = found["base"]["recipe"]
+    assert earlier["base"]["modelspec.hash_sha256"] == "0xab"
+    assert (earlier["adapters"][0]["multiplier"], earlier["adapters"][0]["clip_multiplier"]) == (0.5, 0.25)
+    assert earlier["adapters"][0]["tensors_sha256"] != found["adapters"][0]["tensors_sha256"]
+    assert earlier["base"]["sampled_sha256"] != found["base"]["sampled_sha256"]
 
 
 @pytest.mark.parametrize("case", one_per_algorithm(), ids=lambda case: case.name)
