@@ -110,7 +110,8 @@ def _combine(
     options: CombineOptions,
     base: CheckpointWeights | None,
 ) -> int:
-    plan = plan_combine(sources, options, base, None if base is None else base.same_layer)
+    told = () if base is None else (base, base.same_layer, base.is_text)
+    plan = plan_combine(sources, options, *told)
     if args.plan:
         print(plan)
         return 0

@@ -12,6 +12,10 @@ PEFT_SUFFIXES: Mapping[str, str] = {
     "lora_magnitude_vector": "lora_magnitude_vector",
 }
 
+#: How paths begin that only text encoders have: CLIP's, T5's and language models'.
+TEXT_PATHS = ("text_model.", "encoder.block.", "model.layers.")
+_FLAT_TEXT_PATHS = tuple(path.replace(".", "_") for path in TEXT_PATHS)
+
 
 @dataclass(frozen=True, eq=False)
 class Dialect:
@@ -39,8 +43,11 @@ class Dialect:
         return layer.startswith((*self.model_prefixes, *self.text_prefixes))
 
     def is_text(self, layer: str) -> bool:
-        """Whether ``layer`` names a layer of a text encoder."""
-        return layer.startswith(tuple(self.text_prefixes))
+        """Whether ``layer`` names a layer of a text encoder, by its prefix or else by its path."""
+        if not self.any_component or layer.startswith(tuple(self.text_prefixes)):
+            return layer.startswith(tuple(self.text_prefixes))
+        paths = (layer.removeprefix(prefix) for prefix in self.model_prefixes if layer.startswith(prefix))
+        return any(path.replace(".", "_").startswith(_FLAT_TEXT_PATHS) for path in paths)
 
     def render(self, layer: str, suffix: str) -> str:
         """The key of the tensor ``suffix`` (LyCORIS' spelling) of ``layer`` (this dialect's spelling)."""

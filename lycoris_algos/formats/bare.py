@@ -6,7 +6,7 @@ PEFT's tensors. XLabs' Flux adapters sit on attention processors: ``double_block
 
 from __future__ import annotations
 
-from ._base import PEFT_SUFFIXES, Dialect
+from ._base import PEFT_SUFFIXES, TEXT_PATHS, Dialect
 
 DIALECT = Dialect(
     name="bare",
@@ -31,7 +31,7 @@ DIALECT = Dialect(
         "output_blocks.",
         "final_layer.",
     ),
-    text_prefixes={path: path for path in ("text_model.", "encoder.block.", "model.layers.")},
+    text_prefixes={path: path for path in TEXT_PATHS},
     bare=True,
     suffixes=PEFT_SUFFIXES,
 )

@@ -1,7 +1,8 @@
 """PEFT's own files: ``base_model.model.…``, dotted paths inside the wrapped model.
 
-Alpha and ranks are in ``adapter_config.json`` or the metadata. Nothing in a name says which component of a
-pipeline was wrapped, except in the old training scripts that put ``unet.`` or ``text_encoder.`` before it.
+Alpha and ranks are in ``adapter_config.json`` or the metadata. No prefix says which component of a pipeline
+was wrapped (some paths do), except in the old training scripts that put ``unet.`` or ``text_encoder.`` before
+it.
 """
 
 from __future__ import annotations

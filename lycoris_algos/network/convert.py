@@ -28,9 +28,8 @@ from ..errors import BadValueError, NoSpellingError
 from ..formats import DIALECTS, Dialect, dialect_of, encoder_number, is_text_layer, model_paths, text_paths
 from .adapter_set import AdapterSet
 from .corrections import MARK
+from .recipe import RECIPE, source_record
 
-#: Metadata key of how a file was made, as JSON.
-RECIPE = "lycoris_algos.recipe"
 #: (layer, dialect's name) -> the layer as that dialect spells it, or None.
 Rename = Callable[[str, str], str | None]
 
@@ -49,20 +48,22 @@ def convert(
     strength_model: float = 1.0,
     strength_clip: float = 1.0,
     rename: Rename | None = None,
+    is_text: Callable[[str], bool] = is_text_layer,
     title: str | None = None,
     embeddings: bool = True,
 ) -> AdapterSet:
     """``adapter_set`` with its multipliers folded in, stored in ``dtype`` as ``dialect`` spells it.
 
-    None keeps a dtype or the dialect; bundled ``embeddings`` come along or not. Raises BadValueError for a
-    multiplier that cannot be folded in (naming CombineLyCORIS) or a number that does not fit ``dtype``, and
-    NoSpellingError, naming the layer, for what ``dialect`` has no word for.
+    None keeps a dtype or the dialect; ``is_text`` tells which layers take ``strength_clip``; bundled
+    ``embeddings`` come along or not. Raises BadValueError for a multiplier that cannot be folded in (naming
+    CombineLyCORIS) or a number that does not fit ``dtype``, and NoSpellingError, naming the layer, for what
+    ``dialect`` has no word for.
     """
     target = None if dialect is None else _writable(dialect)
     layers: dict[str, LayerAdapter] = {}
     numbered = any(encoder_number(name) == 2 for name in adapter_set)
     for name, layer in adapter_set.items():
-        multiplier = strength_clip if is_text_layer(name) else strength_model
+        multiplier = strength_clip if is_text(name) else strength_model
         if multiplier == 0.0:
             continue
         spelled, changed = name, layer
@@ -152,8 +153,8 @@ def _by_name_alone(name: str, dialect: Dialect, numbered: bool) -> str | None:
     if is_text_layer(name):
         path = _shortest(text_paths(name))
         number = encoder_number(name) or 1
-        dotted = own.name in _WITHOUT_ALPHA
-        if dialect.name == "kohya" and dotted:
+        is_path = own.name in (*_WITHOUT_ALPHA, "lycoris")
+        if dialect.name == "kohya" and is_path:
             return f"lora_te{number if numbered else ''}_{path.replace('.', '_')}"
         return None
     path = _shortest(model_paths(name))
@@ -217,15 +218,12 @@ def _metadata(
     kept.setdefault(MARK, "converted: every alpha is what the file says")
     recipe: dict[str, object] = {
         "tool": "lycoris_algos convert",
-        "source": adapter_set.name,
+        "source": source_record(adapter_set),
         "strength_model": strength_model,
         "strength_clip": strength_clip,
         "dtype": "as stored" if dtype is None else str(dtype).removeprefix("torch."),
         "dialect": "as stored" if dialect is None else dialect.name,
     }
-    earlier = parsed_recipe(adapter_set.metadata)
-    if earlier is not None:
-        recipe["from"] = earlier
     kept[RECIPE] = json.dumps(recipe, ensure_ascii=False)
     return {**kept, **modelspec(kept, title or adapter_set.name)}
 
@@ -239,12 +237,3 @@ def modelspec(metadata: Mapping[str, str], title: str) -> dict[str, str]:
         "modelspec.title": title,
         "modelspec.date": now,
     }
-
-
-def parsed_recipe(metadata: Mapping[str, str]) -> object:
-    """The recipe of a file that was made by this library; None for any other."""
-    text = metadata.get(RECIPE)
-    try:
-        return json.loads(text) if text and len(text) < 100_000 else None
-    except (ValueError, RecursionError):
-        return None

@@ -5,23 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..formats import dialect_of
 from ..io import save_tensors
 from .adapter_set import AdapterSet
-from .bundles import embedding_tensors
+from .content import to_tensors
 from .convert import convert
-
-
-def to_tensors(adapter_set: AdapterSet) -> dict[str, Tensor]:
-    """{key: tensor} as a file holds them: the set's own layer names, in their dialect; and embeddings."""
-    layers = {
-        dialect_of(layer).render(layer, suffix): value
-        for layer, adapter in adapter_set.items()
-        for suffix, value in adapter.to_tensors().items()
-    }
-    return layers | embedding_tensors(adapter_set.embeddings)
 
 
 def save(

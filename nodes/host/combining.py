@@ -6,7 +6,7 @@ dialects mean the same, and how another dialect spells a layer.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,20 @@ class HostModel:
         assert own is not None
         return stacked([found[0].base_weight(target) for target in own])
 
+    def record(self) -> Mapping[str, object]:
+        """See ``BaseWeights``. A loaded model does not say which file it came from."""
+        wired = (("model", self._model), ("clip", self._clip))
+        return {name: targets.what for name, targets in wired if targets is not None}
+
     def same_layer(self, layer: str) -> Hashable | None:
         """What ``layer`` means in the model, in terms that can be compared."""
         found = self._find(layer)
         return None if found is None else (found[0].what, found[1])
+
+    def is_text(self, layer: str) -> bool:
+        """Whether ``layer`` is one of the CLIP: by what it means there or in the model, else by its name."""
+        found = self._find(layer)
+        return is_text_layer(layer) if found is None else found[0] is self._clip
 
     def rename(self, layer: str, dialect: str) -> str | None:
         """``layer`` as ``dialect`` spells it, for a layer that is a whole parameter of the model."""
@@ -182,7 +192,8 @@ def _combined(
     stack: Stack, options: CombineOptions, known: HostModel | CheckpointWeights | None, node_id: str | None
 ) -> tuple[Stack, str]:
     sources = [Source(e.adapters, e.strength_model, e.strength_clip) for e in stack]
-    plan = plan_combine(sources, options, known, None if known is None else known.same_layer)
+    told = () if known is None else (known, known.same_layer, known.is_text)
+    plan = plan_combine(sources, options, *told)
     device = comfy.model_management.get_torch_device()
     name = f"{options.method.value} of {', '.join(e.adapters.name for e in stack)}"
     try:
@@ -217,6 +228,7 @@ def save_stack(
         strength_model=entry.strength_model,
         strength_clip=entry.strength_clip,
         rename=None if known is None else known.rename,
+        is_text=is_text_layer if known is None else known.is_text,
         title=path.stem,
         embeddings=include_embeddings,
     )

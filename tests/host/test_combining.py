@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -142,6 +144,33 @@ def test_a_base_file_is_as_good_as_the_model(
         assert torch.allclose(read[0].adapters[name].delta(shape), layer.delta(shape), atol=1e-6), name
 
 
+def test_the_recipe_names_files_and_models(
+    sd15: Any, apply: Any, combine: Any, save: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths
+    from lab import paths
+
+    model, clip = sd15
+    stack = two_files(model, apply, "lora", "loha")
+    hashes = [lycoris_algos_of(stack).network.content_hash(entry.adapters) for entry in stack]
+
+    def recipe(**base: Any) -> Any:
+        path, _ = save(combine(stack, **base)[0])
+        metadata = lycoris_algos.load(path).metadata
+        return json.loads(metadata["lycoris_algos.recipe"])["source"]["recipe"]
+
+    loaded = recipe(model=model, clip=clip)
+    assert [source["tensors_sha256"] for source in loaded["sources"]] == hashes
+    assert loaded["base"] == {"model": "SD15", "clip": "text encoder SD1ClipModel"}
+    file = next(path for path in paths.MODELS.rglob("tiny_sd15*.safetensors"))
+    known = folder_paths.folder_names_and_paths
+    monkeypatch.setitem(known, "checkpoints", ([str(file.parent)], {".safetensors"}))
+    read = recipe(base=f"checkpoints/{file.name}")
+    assert read["base"]["file"] == file.name
+    assert len(read["base"]["sampled_sha256"]) == 64
+    assert "base" not in recipe()
+
+
 @pytest.mark.parametrize("method", ["average", "ties", "dare", "slerp", "knots", "project off"])
 @pytest.mark.parametrize("output", ["lora", "lokr", "loha"])
 def test_other_methods_and_forms_give_something_that_applies(
@@ -162,6 +191,39 @@ def test_files_of_two_dialects_meet_in_the_model(sd15: Any, apply: Any, combine:
     assert len(combine(stack)[0][0].adapters) == 2
     combined, _ = combine(stack, model=model)
     assert len(combined[0].adapters) == 1
+
+
+@pytest.mark.parametrize("layer", ["text_model_encoder_layers_0", "encoder_layers_0"])
+@pytest.mark.parametrize("given", ["nothing", "clip", "model and clip", "base"])
+def test_the_wrappers_text_layers_take_the_clips_strength(
+    given: str, layer: str, sd15: Any, apply: Any, combine: Any, save: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the layer is in the CLIP or the file, and by its name where that tells."""
+    import folder_paths
+    from lab import paths
+
+    model, clip = sd15
+    text = f"lycoris_{layer}_self_attn_q_proj"
+    tensors = tiny.make("lora", torch.ones(768, 768))
+    (entry,) = apply.stack({text: tensors})
+    stack = (replace(entry, strength_model=1.0, strength_clip=0.25),)
+    file = next(path for path in paths.MODELS.rglob("tiny_sd15*.safetensors"))
+    known = folder_paths.folder_names_and_paths
+    monkeypatch.setitem(known, "checkpoints", ([str(file.parent)], {".safetensors"}))
+    wired: dict[str, Any] = {
+        "nothing": {},
+        "clip": {"clip": clip},
+        "model and clip": {"model": model, "clip": clip},
+        "base": {"base": f"checkpoints/{file.name}"},
+    }[given]
+    expected = 1.0 if given == "nothing" and layer == "encoder_layers_0" else 0.25
+    delta = lycoris_algos.LayerAdapter.from_tensors(tensors).delta((768, 768))
+
+    combined, _ = combine(stack, **wired)
+    assert torch.allclose(combined[0].adapters[text].delta((768, 768)), expected * delta, atol=1e-6)
+    if given != "base":
+        path, _ = save(stack, **wired)
+        assert torch.allclose(lycoris_algos.load(path)[text].delta((768, 768)), expected * delta, atol=1e-6)
 
 
 def test_every_strength_at_0_changes_nothing(sd15: Any, apply: Any, combine: Any) -> None:

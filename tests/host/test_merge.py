@@ -195,6 +195,50 @@ def test_every_name_of_core_bakes_as_it_is_applied(
             assert torch.equal(live(f"diffusion_model.{key}").float(), weight.float()), key
 
 
+@pytest.mark.parametrize("algo", ["lora", "loha", "dora", "tlora"])
+def test_a_layer_in_pieces_bakes_as_it_is_applied(
+    algo: str, load: Any, apply: Any, bases: Path, bake: Any
+) -> None:
+    """One adapter for what the model stores as queries, keys and values; T-LoRA starts from all of them."""
+    model, _ = load("tiny_wan")
+    base = link(bases, "tiny_wan")
+    layers = {f"lora_unet_blocks_{n}_self_attn_qkv": tiny.make(algo, qkv(model, n), str(n)) for n in (0, 1)}
+    stack = apply.stack(layers, 0.8)
+
+    path, report = bake(base, stack)
+    patched, _, _ = apply(model, stack)
+
+    assert "2 of 2 layers" in report
+    with tiny.loaded(patched) as live:
+        for key, weight in load_file(path).items():
+            assert torch.equal(live(f"diffusion_model.{key}").float(), weight.float()), key
+
+
+@pytest.mark.parametrize("algo", ["boft", "dora over rows"])
+def test_what_a_patch_cannot_see_is_baked_into_all_pieces(
+    algo: str, load: Any, apply: Any, bases: Path, bake: Any
+) -> None:
+    model, _ = load("tiny_wan")
+    base = link(bases, "tiny_wan")
+    weight = qkv(model, 0).float()
+    tensors = tiny.make("boft" if algo == "boft" else "lora", weight)
+    if algo != "boft":
+        tensors["dora_scale"] = weight.norm(dim=0, keepdim=True) * 1.2
+
+    path, report = bake(base, apply.stack({"lora_unet_blocks_0_self_attn_qkv": tensors}, 0.8))
+
+    assert "1 of 1 layers" in report
+    baked = load_file(path)
+    found = torch.cat([baked[f"blocks.0.self_attn.{part}.weight"] for part in "qkv"])
+    tiny.assert_weight(found, tiny.changed(weight, (tensors, 0.8)), algo, steps=40)
+
+
+def qkv(model: Any, block: int) -> Tensor:
+    """The weight of queries, keys and values of tiny_wan together."""
+    path = f"diffusion_model.blocks.{block}.self_attn"
+    return torch.cat([tiny.parameter(model, f"{path}.{part}.weight") for part in "qkv"])
+
+
 def test_a_text_encoder_is_a_base_of_its_own(sd15: Any, apply: Any, bases: Path, bake: Any) -> None:
     base = link(bases, "clip_l")
     weights = load_file(bases / base)

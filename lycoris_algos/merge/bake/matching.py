@@ -2,23 +2,26 @@
 
 The same rules as beside a loaded model: a layer is placed whole or not at all; of several meanings of its
 name the first counts that its shape fits; a layer that the checkpoint stores in pieces is cut into them, and
-pieces that the checkpoint stores as one are slices of it.
+pieces that the checkpoint stores as one are slices of it. What cannot be cut, because a row of the change
+depends on rows of other pieces, changes all pieces together: a patch of a loaded model sees one of them, but
+here all are at hand.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ...adapters import LayerAdapter
-from ...errors import LycorisError, NeedsBaseError, ShapeMismatchError
-from ...formats import encoder_number, is_text_layer, model_paths, text_paths
-from ...models import split_names
+from ...errors import LycorisError, NeedsBaseError, ShapeMismatchError, SiblingRowsError
+from ...formats import is_text_layer
 from ...models.checkpoint import CheckpointIndex, Place, Spot
 from ...network import AdapterSet, Unmatched
+from ..places import Places
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +35,12 @@ class BakeEntry:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What is added to one spot: (adapter, multiplier) in order of application, and the layers' names."""
+    """What is added to a layer: (adapter, multiplier) in order of application, and the layers' names.
 
-    spot: Spot
+    ``spots`` is where; several where the adapters have to see all pieces in which the file stores the layer.
+    """
+
+    spots: tuple[Spot, ...]
     entries: tuple[tuple[LayerAdapter, float], ...]
     layers: tuple[str, ...]
 
@@ -53,25 +59,27 @@ class FilePlan:
 
 
 @dataclass(frozen=True, eq=False)
-class _Piece:
-    """An adapter, or some of its rows, and where it goes."""
+class _Step:
+    """An adapter, or some of its rows, and the spots that it changes."""
 
+    spots: tuple[Spot, ...]
     adapter: LayerAdapter
-    where: Place
 
 
 class Matcher:
     """Places the layers of a stack, file by file, and collects what that changes."""
 
     def __init__(self, index: CheckpointIndex, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._index = index
-        self._shapes = shapes
-        self._entries: dict[Spot, list[tuple[LayerAdapter, float]]] = defaultdict(list)
-        self._layers: dict[Spot, list[str]] = defaultdict(list)
+        self._places = Places(index, shapes)
+        #: (layer, adapter, multiplier) by spots, and by how many changes of several spots went before.
+        self._entries: dict[tuple[tuple[Spot, ...], int], list[tuple[str, LayerAdapter, float]]] = (
+            defaultdict(list)
+        )
+        self._joint: dict[str, int] = defaultdict(int)
 
     def place(self, entry: BakeEntry) -> FilePlan:
         """Finds a place for each layer of one file."""
-        index = self._index
+        index = self._places.index
         placed: list[str] = []
         unmatched = list(entry.adapters.unmatched)
         absent: dict[str, int] = defaultdict(int)
@@ -90,8 +98,8 @@ class Matcher:
                 continue
             placed.append(layer)
             multiplier = entry.clip_multiplier if is_text else entry.multiplier
-            for piece in found if multiplier != 0.0 else ():
-                self._add(layer, piece, multiplier)
+            for step in found if multiplier != 0.0 else ():
+                self._add(layer, step, multiplier)
         left_out = [
             f"{count} {what} layers are left out: the file has no {what}" for what, count in absent.items()
         ]
@@ -101,63 +109,48 @@ class Matcher:
         return FilePlan(entry, tuple(placed), tuple(unmatched), tuple(left_out))
 
     def changes(self) -> dict[str, tuple[Change, ...]]:
-        """{key: what changes it}, each in the order in which its spots were first named."""
-        found: dict[str, list[Change]] = defaultdict(list)
-        for spot, entries in self._entries.items():
-            names = tuple(dict.fromkeys(self._layers[spot]))
-            found[spot.key].append(Change(spot, tuple(entries), names))
-        return {key: tuple(own) for key, own in found.items()}
+        """{key: what changes it}, each in the order in which its spots were first named.
 
-    def _add(self, layer: str, piece: _Piece, multiplier: float) -> None:
-        adapter, where = piece.adapter, piece.where
-        own = adapter if adapter.weight_components or adapter.magnitude or adapter.reshape else None
-        for spot, part in ((where.weight, own), (where.bias, adapter.bias)):
-            if spot is not None and part is not None:
-                self._entries[spot].append((part, multiplier))
-                self._layers[spot].append(layer)
+        Tensors that hold pieces of one layer have all changes in common, if an adapter has to see them all.
+        """
+        changes = [
+            Change(
+                spots,
+                tuple((adapter, multiplier) for _, adapter, multiplier in entries),
+                tuple(dict.fromkeys(layer for layer, _, _ in entries)),
+            )
+            for (spots, _), entries in self._entries.items()
+        ]
+        together: dict[str, frozenset[str]] = {}
+        for change in changes:
+            own = [spot.key for spot in change.spots]
+            keys = frozenset(own).union(*(together.get(key, ()) for key in own))
+            together.update(dict.fromkeys(keys, keys))
+        found: dict[frozenset[str], list[Change]] = defaultdict(list)
+        for change in changes:
+            found[together[change.spots[0].key]].append(change)
+        shared = {keys: tuple(own) for keys, own in found.items()}
+        return {key: shared[keys] for key, keys in together.items()}
 
-    def _meanings(self, layer: str, is_text: bool) -> Iterator[tuple[Place, ...]]:
-        """The places that ``layer`` may mean, best first; several where the file stores it in pieces."""
-        names = self._index.text if is_text else self._index.model
-        paths = list(dict.fromkeys((text_paths if is_text else model_paths)(layer)))
-        found = list(dict.fromkeys(where for path in paths for where in names.look_up(path)))
-        number = encoder_number(layer) if is_text else None
-        if number is not None and number <= len(self._index.encoders):
-            found.sort(key=lambda where: where.encoder != self._index.encoders[number - 1])
-        yield from ((where,) for where in found)
-        for path in paths:
-            for pieces in split_names(path.replace(".", "_")):
-                places = [next(names.look_up(piece), None) for piece in pieces]
-                known = [where for where in places if where is not None]
-                if known and len(known) == len(places):
-                    yield self._joined(known)
-
-    def _joined(self, places: Sequence[Place]) -> tuple[Place, ...]:
-        """``places`` as one where they are slices of one weight that follow each other."""
-        first = places[0].weight
-        start = None if first.part is None else first.part[1]
-        position = start or 0
-        for where in places:
-            part = where.weight.part
-            if part is None or where.weight != replace(first, part=(0, position, part[2])):
-                return tuple(places)
-            position += part[2]
-        part = (0, start or 0, position - (start or 0))
-        rows = self._shapes[first.key][0]
-        bias = places[0].bias
-        whole = None if part[2] == rows else part
-        return (Place(replace(first, part=whole), None if bias is None else replace(bias, part=whole)),)
+    def _add(self, layer: str, step: _Step, multiplier: float) -> None:
+        # Entries of the same spots are one change, unless one of several spots came in between, which has to
+        # see what those before it made, and be seen by those after.
+        keys = [spot.key for spot in step.spots]
+        before = max(self._joint[key] for key in keys)
+        self._entries[step.spots, before].append((layer, step.adapter, multiplier))
+        if len(keys) > 1:
+            self._joint.update(dict.fromkeys(keys, before + 1))
 
     def _is_somewhere(self, layer: str, is_text: bool = False) -> bool:
-        return next(self._meanings(layer, is_text), None) is not None
+        return next(self._places.meant_by(layer, is_text), None) is not None
 
-    def _fit(self, layer: str, adapter: LayerAdapter, is_text: bool) -> list[_Piece] | str:
+    def _fit(self, layer: str, adapter: LayerAdapter, is_text: bool) -> list[_Step] | str:
         """Where ``adapter`` goes, or the reason why the likeliest place cannot take it."""
         what = "text encoder" if is_text else "diffusion model"
         reasons: list[str] = []
-        for places in self._meanings(layer, is_text):
+        for places in self._places.meant_by(layer, is_text):
             try:
-                return self._pieces(adapter, places)
+                return self._steps(adapter, places)
             except ShapeMismatchError as error:
                 reasons.append(f"{error}: it was trained for another model")
             except _UnsuitableError as error:
@@ -166,31 +159,44 @@ class Matcher:
                 reasons.append(str(error))
         return reasons[0] if reasons else f"the file's {what} has no such layer"
 
-    def _pieces(self, adapter: LayerAdapter, places: tuple[Place, ...]) -> list[_Piece]:
+    def _steps(self, adapter: LayerAdapter, places: tuple[Place, ...]) -> list[_Step]:
         """``adapter`` at all of ``places``. Raises LycorisError or _UnsuitableError if one cannot take it."""
-        shapes = [where.weight.shape(self._shapes) for where in places]
-        total = sum(shape[0] for shape in shapes) if len(shapes) > 1 else 0
-        adapter.fits((total, *shapes[0][1:]) if total else shapes[0])
-        spot = places[0].weight
-        if adapter.reshape is not None and spot != Spot(spot.key):
-            raise _UnsuitableError("it enlarges a weight that this file stores as a part of another")
-        if total:
-            # What starts from the whole layer's weight would have to see all pieces at once.
-            prepared = adapter.prepare(_no_base)
-            starts = [sum(shape[0] for shape in shapes[:number]) for number in range(len(shapes))]
-            rows = [
-                prepared.rows(start, shape[0], total) for start, shape in zip(starts, shapes, strict=True)
-            ]
-        else:
-            rows = [adapter]
-        pieces = [_Piece(own, where) for own, where in zip(rows, places, strict=True)]
-        for piece in pieces:
-            bias = piece.adapter.bias
-            if bias is not None and piece.where.bias is not None:
-                bias.fits(piece.where.bias.shape(self._shapes))
+        shapes = self._places.shapes
+        spots = tuple(where.weight for where in places)
+        adapter.fits(self._places.shape(spots))
+        if adapter.reshape is not None and spots != (Spot(spots[0].key),):
+            raise _UnsuitableError("it enlarges a weight that this file stores in pieces or as a part of one")
+        counts = [math.prod(spot.shape(shapes)[:1]) for spot in spots]
+        steps = []
+        if adapter.weight_components or adapter.magnitude or adapter.reshape:
+            steps += _weight_steps(adapter, spots, counts)
+        if adapter.bias is None:
+            return steps
+        for where, bias in zip(places, rows_of(adapter.bias, counts), strict=True):
+            if where.bias is not None:
+                bias.fits(where.bias.shape(shapes))
+                steps.append(_Step((where.bias,), bias))
             elif adapter.needs_bias:
                 raise _UnsuitableError("it changes a bias, but this layer", of_bias=True)
-        return pieces
+        return steps
+
+
+def _weight_steps(adapter: LayerAdapter, spots: tuple[Spot, ...], counts: Sequence[int]) -> list[_Step]:
+    if len(spots) == 1:
+        return [_Step(spots, adapter)]
+    try:
+        rows = rows_of(adapter.prepare(_no_base), counts)
+    except (NeedsBaseError, SiblingRowsError):
+        return [_Step(spots, adapter)]
+    return [_Step((spot,), own) for spot, own in zip(spots, rows, strict=True)]
+
+
+def rows_of(adapter: LayerAdapter, counts: Sequence[int]) -> list[LayerAdapter]:
+    """``adapter`` cut into pieces of so many rows. Raises SiblingRowsError where it cannot be."""
+    if len(counts) == 1:
+        return [adapter]
+    total = sum(counts)
+    return [adapter.rows(sum(counts[:number]), count, total) for number, count in enumerate(counts)]
 
 
 class _UnsuitableError(Exception):
@@ -202,4 +208,4 @@ class _UnsuitableError(Exception):
 
 
 def _no_base() -> Tensor:
-    raise NeedsBaseError("it starts from the weight of the whole layer, which this file stores in pieces")
+    raise NeedsBaseError("it starts from the weight of the whole layer")

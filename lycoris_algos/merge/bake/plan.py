@@ -24,6 +24,7 @@ from .storage import companions, is_companion, is_mark, refuse_file, refuse_weig
 class TensorPlan:
     """One tensor of the new file: where it comes from, what changes it, and how it is stored.
 
+    ``changes`` are in order, and also those of other tensors that have to be seen together with it.
     ``scale`` is the key of an fp8 weight's scale; ``keeps_scale`` says whether it is stored so again.
     """
 
@@ -136,7 +137,7 @@ def _tensor_plan(
     shape = info.shape
     for change in changes:
         for adapter, _ in change.entries:
-            shape = adapter.new_shape(shape) if change.spot == Spot(info.name) else shape
+            shape = adapter.new_shape(shape) if change.spots == (Spot(info.name),) else shape
     wanted = _stored_dtype(info, dtype, index.parts.get(info.name))
     keeps_scale = scale is not None and wanted == info.dtype
     return TensorPlan(info, changes, wanted, shape, scale, keeps_scale)

@@ -92,7 +92,11 @@ def _kind(item: TensorPlan) -> object:
         for adapter, _ in change.entries
         for component in adapter.weight_components
     )
-    turned = frozenset((c.spot.transposed, c.spot.swapped, c.spot.part is None) for c in item.changes)
+    turned = frozenset(
+        (spot.transposed, spot.swapped, spot.part is None, len(change.spots))
+        for change in item.changes
+        for spot in change.spots
+    )
     return item.info.dtype, item.dtype, item.scale is None, len(item.shape), turned, algorithms
 
 

@@ -4,27 +4,31 @@ A weight that is stored in the dtype that it was read in goes through ``apply_``
 whose float32 copy stays in the cache. Everything else (another dtype, a scale, several spots, a transposed
 or swapped one) is widened whole first. Both round once.
 
+Where adapters have to see a layer that is stored in pieces as a whole, all its tensors are read and changed
+together when the first of them is asked for, and kept, of one layer at a time, until each has been taken.
+
 Buffers live as long as the run: pages that are touched for the first time cost more than the arithmetic.
 There are two for results, so that one can be written while the next is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...adapters import LayerAdapter, apply_
-from ...errors import LycorisError
+from ...errors import LycorisError, SiblingRowsError
 from ...io import SafetensorsReader, TensorInfo
 from ...models.checkpoint import Spot
 from ...ops.dtypes import compute_dtype
 from ...ops.rounding import STOCHASTIC, generator_for, stochastic
-from .matching import Change
+from .matching import Change, rows_of
 from .plan import TensorPlan
-from .storage import new_scale
+from .storage import new_scale, scale_of
 
 #: What PyTorch raises when a device has no more memory.
 OUT_OF_MEMORY: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
@@ -45,6 +49,7 @@ class Weights:
         self._reader = reader
         self._seed = seed
         self._buffers: dict[str, Tensor] = {}
+        self._together: _Together | None = None
         self._result = "even"
 
     def make(self, item: TensorPlan, device: torch.device) -> Baked:
@@ -69,30 +74,41 @@ class Weights:
 
     def exact(self, item: TensorPlan, device: torch.device) -> Tensor:
         """The changed weight before it is rounded, in float32 (float64 for float64), on ``device``."""
-        info = item.info
+        name = item.info.name
+        keys = {name, *(spot.key for change in item.changes for spot in change.spots)}
+        if len(keys) == 1:
+            use = self._result if compute_dtype(item.info.dtype) == item.dtype else "wide"
+            return _all_changed({name: self._wide(name, device, use)}, item.changes)[name]
+        known = self._together
+        if known is None or not known.has(item, device):
+            self._together = None  # freed first
+            wide = {key: self._wide(key, device) for key in keys}
+            known = self._together = _Together(item.changes, device, _all_changed(wide, item.changes))
+        return known.weights.pop(name)
+
+    def _wide(self, key: str, device: torch.device, use: str | None = None) -> Tensor:
+        """The weight ``key`` as it is in the base, unpacked, in the buffer ``use`` or one of its own."""
+        info = self._reader.header.tensors[key]
         dtype = compute_dtype(info.dtype)
         stored = self._read(info, "stored")
-        if device.type == "cpu":
-            use = self._result if dtype == item.dtype else "wide"
-            wide = self._buffer(use, info.shape, dtype).copy_(stored)
-        else:
+        if device.type != "cpu":
             wide = stored.to(device).to(dtype)
-        if item.scale is not None:
+        elif use is None:
+            wide = stored.to(dtype, copy=True)
+        else:
+            wide = self._buffer(use, info.shape, dtype).copy_(stored)
+        scale = scale_of(key, self._reader.header.tensors)
+        if scale is not None:
             # A scale is one number; rounding it to the weight's dtype first would change every weight.
-            wide.mul_(self._reader[item.scale].to(device, dtype).reshape(()))
-        prepared = [
-            _prepared(change, lambda change=change: _seen(wide, change.spot).clone())  # type: ignore[misc]
-            for change in item.changes
-        ]
-        for change, entries in zip(item.changes, prepared, strict=True):
-            wide = _changed(wide, change, entries)
+            wide.mul_(self._reader[scale].to(device, dtype).reshape(()))
         return wide
 
     def _changed_as_stored(self, item: TensorPlan, device: torch.device) -> Tensor:
         stored = self._read(item.info, self._result)
         (change,) = item.changes
         weight = stored if device.type == "cpu" else stored.to(device)
-        seen = _seen(weight, change.spot)
+        (spot,) = change.spots
+        seen = _seen(weight, spot)
         entries = _prepared(change, lambda: seen.to(compute_dtype(seen.dtype), copy=True))
         result = _changed(weight, change, entries)
         return result if device.type == "cpu" else result.cpu()
@@ -130,13 +146,25 @@ class Weights:
         return found[:needed].view(dtype).view(shape)
 
 
+@dataclass(frozen=True, eq=False)
+class _Together:
+    """The changed tensors of one layer, as far as they have not been taken."""
+
+    changes: tuple[Change, ...]
+    device: torch.device
+    weights: dict[str, Tensor]
+
+    def has(self, item: TensorPlan, device: torch.device) -> bool:
+        return self.changes is item.changes and self.device == device and item.info.name in self.weights
+
+
 def _direct(item: TensorPlan) -> bool:
     """Whether the tensor may be changed in the form that it is stored in."""
     if item.scale is not None or item.dtype != item.info.dtype or item.dtype in STOCHASTIC:
         return False
-    if len(item.changes) != 1:
+    if len(item.changes) != 1 or len(item.changes[0].spots) != 1:
         return False
-    spot = item.changes[0].spot
+    (spot,) = item.changes[0].spots
     return not (spot.transposed or spot.swapped)
 
 
@@ -149,9 +177,44 @@ def _seen(weight: Tensor, spot: Spot) -> Tensor:
     return weight.T.contiguous() if spot.transposed else weight
 
 
+def _all_changed(weights: dict[str, Tensor], changes: Sequence[Change]) -> dict[str, Tensor]:
+    """``weights`` with all changes, in place where the adapters do not enlarge one."""
+
+    def base(change: Change) -> Tensor:
+        seen = [_seen(weights[spot.key], spot) for spot in change.spots]
+        return torch.cat(seen) if len(seen) > 1 else seen[0].clone()
+
+    prepared = [_prepared(change, partial(base, change)) for change in changes]
+    for change, entries in zip(changes, prepared, strict=True):
+        if len(change.spots) > 1:
+            _change_pieces(weights, change, entries)
+        else:
+            key = change.spots[0].key
+            weights[key] = _changed(weights[key], change, entries)
+    return weights
+
+
+def _change_pieces(
+    weights: Mapping[str, Tensor], change: Change, entries: list[tuple[LayerAdapter, float]]
+) -> None:
+    """The change of a layer in several spots, in place."""
+    for adapter, multiplier in entries:
+        pieces = [_seen(weights[spot.key], spot) for spot in change.spots]
+        counts = [len(piece) for piece in pieces]
+        try:
+            rows = rows_of(adapter, counts)
+        except SiblingRowsError:
+            pieces = list(torch.split(apply_(torch.cat(pieces), [(adapter, multiplier)]), counts))
+        else:  # what was prepared can be cut: to the last bit as a patch of each piece does it
+            for piece, own in zip(pieces, rows, strict=True):
+                apply_(piece, [(own, multiplier)])
+        for spot, piece in zip(change.spots, pieces, strict=True):
+            _put(weights[spot.key], spot, piece)
+
+
 def _changed(weight: Tensor, change: Change, entries: list[tuple[LayerAdapter, float]]) -> Tensor:
-    """``weight`` with the change, in place where the adapters do not enlarge it."""
-    spot = change.spot
+    """``weight`` with a change of one spot, in place where the adapters do not enlarge it."""
+    (spot,) = change.spots
     try:
         if spot.swapped:
             part = weight if spot.part is None else weight.narrow(*spot.part)
@@ -162,10 +225,17 @@ def _changed(weight: Tensor, change: Change, entries: list[tuple[LayerAdapter, f
     except LycorisError as error:
         raise error.with_context(f"layer '{change.layers[0]}'") from error
     if spot.transposed:
-        whole = weight if spot.part is None else weight.narrow(*spot.part)
-        whole.copy_(result.T)
+        _put(weight, spot, result)
         return weight
     return weight if spot.part is not None else result
+
+
+def _put(weight: Tensor, spot: Spot, seen: Tensor) -> None:
+    """Writes what the adapter of ``spot`` made of its weight back into ``weight``."""
+    part = weight if spot.part is None else weight.narrow(*spot.part)
+    if spot.swapped:
+        seen = swap_halves(seen)
+    part.copy_(seen.T if spot.transposed else seen)
 
 
 def _prepared(change: Change, base: Callable[[], Tensor]) -> list[tuple[LayerAdapter, float]]:

@@ -22,9 +22,10 @@ from ...adapters import LayerAdapter
 from ...adapters.loha import LoHa
 from ...adapters.lokr import LoKr
 from ...errors import BadValueError, NeedsBaseError, ShapeMismatchError
+from ...formats import is_text_layer
 from .methods import LINEAR, NEEDS_GRAM, Method, coefficients
 from .options import CombineOptions, Output, RankKind
-from .sources import BaseWeights, Contribution, SameLayer, Source, alignment_notes, grouped
+from .sources import BaseWeights, Contribution, IsText, SameLayer, Source, alignment_notes, grouped
 
 
 class Route(str, Enum):
@@ -105,18 +106,20 @@ def plan_combine(
     options: CombineOptions | None = None,
     base: BaseWeights | None = None,
     same_layer: SameLayer | None = None,
+    is_text: IsText = is_text_layer,
 ) -> CombinePlan:
     """Plans the combination of ``stack`` (in order of application).
 
     ``base`` gives the weights that adapters were trained on; ``same_layer`` says what a layer name means, so
-    that layers of several dialects find each other. Raises NeedsBaseError, naming algorithms and a layer,
-    where a delta depends on a base weight that is not there; ShapeMismatchError for adapters of different
-    models; BadValueError for a stack with which the method can do nothing.
+    that layers of several dialects find each other; ``is_text`` says which layers are of text encoders and
+    take their strengths. Raises NeedsBaseError, naming algorithms and a layer, where a delta depends on a
+    base weight that is not there; ShapeMismatchError for adapters of different models; BadValueError for a
+    stack with which the method can do nothing.
     """
     options = options or CombineOptions()
     sources = tuple(stack)
     _check_stack(sources, options)
-    groups = grouped(sources, same_layer)
+    groups = grouped(sources, same_layer, is_text)
     parameters: list[ParameterPlan] = []
     for group in groups:
         own = [c for c in group if c.adapter.weight_components]
@@ -130,14 +133,14 @@ def plan_combine(
     return CombinePlan(tuple(parameters), sources, options, base, notes)
 
 
-def weights_for(layer: str, sources: Sequence[Source]) -> list[float]:
-    """The multiplier of every source on layers of the kind of ``layer``."""
-    return [source.multiplier(layer) for source in sources]
+def weights_for(contribution: Contribution, sources: Sequence[Source]) -> list[float]:
+    """The multiplier of every source on layers of the kind that ``contribution`` is to."""
+    return [source.multiplier(contribution.is_text) for source in sources]
 
 
 def lone_coefficient(contribution: Contribution, options: CombineOptions, sources: Sequence[Source]) -> float:
     """λ·c of an adapter that is alone on its layer, by a linear method."""
-    weights = weights_for(contribution.name, sources)
+    weights = weights_for(contribution, sources)
     one = torch.ones((1, 1), dtype=torch.float64)
     return options.scaling * coefficients(options.method, weights, [contribution.index], one)[0]
 

@@ -10,8 +10,9 @@ import json
 from typing import TYPE_CHECKING
 
 from ...io import trigger_words
-from ...network.convert import RECIPE, modelspec, parsed_recipe
+from ...network.convert import modelspec
 from ...network.corrections import MARK
+from ...network.recipe import RECIPE, source_record
 from .options import RankKind
 
 if TYPE_CHECKING:
@@ -66,14 +67,15 @@ def _recipe(plan: CombinePlan) -> dict[str, object]:
         "live_order": options.live_order,
         "sources": [
             {
-                "name": source.adapters.name,
+                **source_record(source.adapters),
                 "strength_model": source.strength_model,
                 "strength_clip": source.strength_clip,
-                **({"recipe": known} if (known := parsed_recipe(source.adapters.metadata)) else {}),
             }
             for source in plan.sources
         ],
     }
     if options.rank.kind is not RankKind.EXACT:
         recipe["rank_value"] = options.rank.value
+    if plan.base is not None:
+        recipe["base"] = plan.base.record()
     return recipe

@@ -218,7 +218,7 @@ class _Run:
 
     def _coefficients(self, parameter: ParameterPlan, changes: Sequence[Change]) -> list[float]:
         method, scaling = self.plan.options.method, self.plan.options.scaling
-        weights = weights_for(parameter.contributions[0].name, self.plan.sources)
+        weights = weights_for(parameter.contributions[0], self.plan.sources)
         present = [c.index for c in parameter.contributions]
         inner = gram(changes) if method in NEEDS_GRAM else torch.ones((len(present), len(present)))
         return [scaling * c for c in coefficients(method, weights, present, inner)]

@@ -20,6 +20,8 @@ from ...network import AdapterSet
 
 #: What a layer name means, in any terms that can be compared; None if that is not known.
 SameLayer = Callable[[str], Hashable | None]
+#: Whether a layer name means one of a text encoder.
+IsText = Callable[[str], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +32,9 @@ class Source:
     strength_model: float = 1.0
     strength_clip: float = 1.0
 
-    def multiplier(self, layer: str) -> float:
-        """The multiplier of one of its layers."""
-        return self.strength_clip if is_text_layer(layer) else self.strength_model
+    def multiplier(self, is_text: bool) -> float:
+        """The multiplier of its layers of text encoders, or of the model."""
+        return self.strength_clip if is_text else self.strength_model
 
 
 class BaseWeights(Protocol):
@@ -43,6 +45,9 @@ class BaseWeights(Protocol):
 
     def fetch(self, layer: str, what: str) -> Tensor:
         """Itself, on any device and in any dtype; called only where ``shape`` answered."""
+
+    def record(self) -> Mapping[str, object]:
+        """What a recipe says about the model that they are of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,10 @@ class WeightsInMemory:
         """See ``BaseWeights``."""
         return (self.weights if what == "weight" else self.biases)[layer]
 
+    def record(self) -> Mapping[str, object]:
+        """See ``BaseWeights``."""
+        return {}
+
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
@@ -70,9 +79,12 @@ class Contribution:
     name: str
     adapter: LayerAdapter
     multiplier: float
+    is_text: bool
 
 
-def grouped(sources: Sequence[Source], same_layer: SameLayer | None) -> list[list[Contribution]]:
+def grouped(
+    sources: Sequence[Source], same_layer: SameLayer | None, is_text: IsText = is_text_layer
+) -> list[list[Contribution]]:
     """The layers of all sources, those that mean the same together, in order of first appearance.
 
     Contributions with multiplier 0 are left out.
@@ -80,14 +92,15 @@ def grouped(sources: Sequence[Source], same_layer: SameLayer | None) -> list[lis
     groups: dict[Hashable, list[Contribution]] = {}
     for index, source in enumerate(sources):
         for name, adapter in source.adapters.items():
-            multiplier = source.multiplier(name)
+            of_text = is_text(name)
+            multiplier = source.multiplier(of_text)
             if multiplier == 0.0:
                 continue
             key = _meaning(name, same_layer)
             own = groups.setdefault(key, [])
             if own and own[-1].index == index:  # a second name for the same: kept apart, and both count
                 own = groups.setdefault((key, name), [])
-            own.append(Contribution(index, name, adapter, multiplier))
+            own.append(Contribution(index, name, adapter, multiplier, of_text))
     return list(groups.values())
 
 

@@ -217,7 +217,7 @@ WRAPPER = (
     "lycoris_transformer_blocks_0_attn_to_q",
     "lycoris_single_transformer_blocks_3_proj_mlp",
     "lycoris_down_blocks_0_resnets_0_conv1",
-    "lycoris_text_model_encoder_layers_0_mlp_fc1",
+    "lycoris_layers_0_self_attn_q_proj",
 )
 COMFY = (
     "diffusion_model.double_blocks.0.img_attn.qkv",
@@ -253,6 +253,16 @@ DIFFUSERS_TEXT = (
 PEFT = (
     "base_model.model.q_proj",
     "base_model.model.blocks.0.attn.qkv",
+)
+WRAPPER_TEXT = (
+    "lycoris_text_model_encoder_layers_0_mlp_fc1",
+    "lycoris_encoder_block_0_layer_0_SelfAttention_q",
+    "lycoris_model_layers_0_self_attn_q_proj",
+)
+PEFT_TEXT = (
+    "base_model.model.text_model.encoder.layers.0.mlp.fc1",
+    "base_model.model.encoder.block.0.layer.0.SelfAttention.q",
+    "base_model.model.model.layers.0.self_attn.q_proj",
 )
 HCP = (
     "lora.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
@@ -293,10 +303,10 @@ SPOKEN = {
         (*KOHYA_SD1, *KOHYA_SDXL, *KOHYA_FLUX, *KOHYA_SD3, *CASCADE),
         (*KOHYA_SD1_TEXT, *KOHYA_SDXL_TEXT, *KOHYA_FLUX_TEXT, *KOHYA_SD3_TEXT, *CASCADE_TEXT),
     ),
-    "lycoris": (WRAPPER, ()),
+    "lycoris": (WRAPPER, WRAPPER_TEXT),
     "onetrainer": (ONETRAINER, ONETRAINER_TEXT),
     "comfy": (COMFY, COMFY_TEXT),
-    "peft": (PEFT, ()),
+    "peft": (PEFT, PEFT_TEXT),
     "diffusers": (DIFFUSERS, DIFFUSERS_TEXT),
     "hcp": (HCP, HCP_TEXT),
     "bare": (BARE, BARE_TEXT),

@@ -12,13 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from baking import save_base
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_tensors import DTYPES, random_bytes
 from safetensors.torch import load_file, save
 
 from lycoris_algos.errors import FileFormatError, LycorisError
-from lycoris_algos.io import SafetensorsWriter, _part, read_all, save_tensors, writer
+from lycoris_algos.io import (
+    SafetensorsReader,
+    SafetensorsWriter,
+    _part,
+    read_all,
+    read_header,
+    save_tensors,
+    writer,
+)
 
 ROOT = Path(__file__).parents[3]
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
@@ -263,3 +272,33 @@ def test_a_limit_of_the_system_leaves_nothing(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert "'x.safetensors': a file of 2.0 MB is larger than" in output
     assert names(tmp_path) == []
+
+
+# ---- in a given order, with copies of another file ---------------------------------------------------------
+
+
+def test_the_writer_refuses_what_was_not_announced(tmp_path: Path) -> None:
+    base = save_base(tmp_path)
+    header = read_header(base)
+    plan = {key: (info.dtype, info.shape) for key, info in header.tensors.items()}
+    order = list(plan)
+    with pytest.raises(ValueError, match="every tensor once"):
+        SafetensorsWriter(tmp_path / "x.safetensors", plan, order=order[:-1])
+    writer = SafetensorsWriter(tmp_path / "x.safetensors", plan, order=order)
+    with SafetensorsReader(base) as reader:
+        with pytest.raises(ValueError, match="not the next"), writer:
+            writer.copy(reader, order[1], order[2])
+        writer = SafetensorsWriter(tmp_path / "x.safetensors", plan, order=order)
+        with pytest.raises(ValueError, match="not been written"), writer:
+            writer.replace(order[0], reader[order[0]])
+        writer = SafetensorsWriter(tmp_path / "x.safetensors", plan, order=order)
+        with writer:
+            writer.copy(reader, order[0], order[-1])
+            other = reader[order[3]] + 1
+            writer.replace(order[3], other)
+            assert writer.unpublished.name.endswith(".part")
+    after = load_file(writer.path)
+    assert torch.equal(after[order[3]], other)
+    assert all(torch.equal(after[key], value) for key, value in load_file(base).items() if key != order[3])
+    with pytest.raises(ValueError, match="not open"):
+        _ = writer.unpublished

@@ -515,7 +515,7 @@ def test_the_recipe_and_what_the_sources_agree_on_are_in_the_metadata() -> None:
     two = adapters(linear(4, 2)[LAYER].to_tensors(), "two", **shared, ss_v2="True")
     metadata = combine([Source(one, 0.5), Source(two)]).adapters.metadata
     recipe = json.loads(metadata["lycoris_algos.recipe"])
-    assert [source["name"] for source in recipe["sources"]] == ["one", "two"]
+    assert [source["file"] for source in recipe["sources"]] == ["one", "two"]
     assert recipe["sources"][0]["strength_model"] == 0.5
     assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
     assert "ss_v2" not in metadata
@@ -523,9 +523,10 @@ def test_the_recipe_and_what_the_sources_agree_on_are_in_the_metadata() -> None:
     assert metadata["modelspec.merged_from"] == "one, two"
 
 
+@pytest.mark.parametrize("prefix", ["lora_te_", "lycoris_"])
 @pytest.mark.parametrize("method", LINEAR)
-def test_text_encoder_layers_have_their_own_strength(method: str) -> None:
-    text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+def test_text_encoder_layers_have_their_own_strength(method: str, prefix: str) -> None:
+    text = f"{prefix}text_model_encoder_layers_0_self_attn_q_proj"
     sets = []
     for seed in (1, 2):
         layers = {LAYER: linear(4, seed)[LAYER], text: linear(4, seed + 5)[LAYER]}

@@ -132,6 +132,11 @@ def test_what_names_alone_tell() -> None:
     assert list(convert(adapters(tensors, "diffusers"), dialect="kohya")) == [PATHS["kohya"]]
     assert list(convert(adapters(tensors, "peft"), dialect="diffusers")) == [PATHS["diffusers"]]
     assert list(convert(adapters(tensors, "diffusers"), dialect="peft")) == [PATHS["peft"]]
+    text = "text_model.encoder.layers.0.mlp.fc1"
+    for name in (f"lycoris_{text.replace('.', '_')}", f"base_model.model.{text}", f"text_encoder.{text}"):
+        stored = {f"{name}.{suffix}": value for suffix, value in tensors.items()}
+        converted = convert(lycoris_algos.from_tensors(stored), dialect="kohya")
+        assert list(converted) == ["lora_te_text_model_encoder_layers_0_mlp_fc1"]
     for own, dialect in (("kohya", "comfy"), ("kohya", "diffusers"), ("comfy", "diffusers")):
         with pytest.raises(NoSpellingError, match="Give the model"):
             convert(adapters(tensors, own), dialect=dialect)
@@ -153,7 +158,7 @@ def test_the_metadata_is_kept_and_says_how_it_was_made() -> None:
     assert once.metadata["ss_base_model_version"] == "sd_v1"
     assert once.metadata["modelspec.title"] == "mine"
     twice = json.loads(convert(once, dtype=torch.float16).metadata["lycoris_algos.recipe"])
-    assert twice["from"]["strength_model"] == 0.5
+    assert twice["source"]["recipe"]["strength_model"] == 0.5
 
 
 def test_embeddings_come_along_or_not() -> None:

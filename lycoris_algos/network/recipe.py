@@ -1,0 +1,30 @@
+"""How a written file says what it was made from, in its metadata as JSON: names, hashes, earlier recipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .adapter_set import AdapterSet
+from .content import content_hash
+
+#: Metadata key of how an adapter file was made.
+RECIPE = "lycoris_algos.recipe"
+# A longer one is no recipe of ours, or has become a burden to the files that are made from it.
+_LONGEST = 100_000
+
+
+def source_record(adapters: AdapterSet) -> dict[str, Any]:
+    """A source of a file: what it is called, the hash of its tensors, and its own recipe if it has one."""
+    record: dict[str, Any] = {"file": adapters.name, "tensors_sha256": content_hash(adapters)}
+    earlier = _parsed(adapters.metadata.get(RECIPE))
+    return record if earlier is None else {**record, "recipe": earlier}
+
+
+def _parsed(text: str | None) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads(text) if text and len(text) < _LONGEST else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, Mapping) else None
