@@ -8,25 +8,33 @@
 
 One block for all (``block_share``) is stored once. OneTrainer's scaled variant has the flag
 ``oft_R.scaled_oft``, and then divides the triangles by 2·√(b−1). There is no alpha.
+
+PEFT turns the inputs of a convolution as it does those of a Linear, and has R = (I − Q)(I + Q)⁻¹ where its
+configuration says ``use_cayley_neumann: false``. A file's tensors tell neither: network/peft.py finds out,
+and ``oft_R.peft`` holds it in files that this library writes, 1 for the series and 2 for the exact transform.
+With a larger kernel PEFT turns patches of the image and adds up where they overlap: no change of the weight.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import ShapeMismatchError
+from ..errors import BadValueError, ShapeMismatchError
 from ..ops.dtypes import to_compute
-from ..ops.orthogonal import block_size, cayley_neumann, skew_from_triangle
+from ..ops.orthogonal import block_size, cayley, cayley_neumann, skew_from_triangle
 from ..ops.rows import row_blocks, rows_per_block
 from ._base import Core
 from ._keys import KeySpec
 from ._stored import number, tensor
+
+#: Values of ``oft_R.peft``.
+PEFT_SERIES, PEFT_EXACT = 1.0, 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +44,12 @@ class OFTv2(Core):
     algo: ClassVar[str] = "oft_v2"
     title: ClassVar[str] = "OFTv2"
     reference: ClassVar[str] = "https://arxiv.org/abs/2506.19847"
-    keys: ClassVar[KeySpec] = KeySpec(required=("oft_R.weight",), optional=("oft_R.scaled_oft",))
+    keys: ClassVar[KeySpec] = KeySpec(required=("oft_R.weight",), optional=("oft_R.scaled_oft", "oft_R.peft"))
     needs_weight: ClassVar[bool] = True
 
     triangles: Tensor = tensor("oft_R.weight")
     scaled: float | None = number("oft_R.scaled_oft")
+    peft: float | None = number("oft_R.peft")
     #: R − I (n, b, b) as it multiplies rows from the right, once it is known; nothing that a file says.
     change: Tensor | None = None
 
@@ -54,6 +63,8 @@ class OFTv2(Core):
                 f"'oft_R.weight' has the shape {tuple(self.triangles.shape)}, but must hold the upper "
                 "triangles of square blocks"
             )
+        if self.peft not in (None, PEFT_SERIES, PEFT_EXACT):
+            raise BadValueError(f"'oft_R.peft' is {self.peft}, but must be 1 or 2")
 
     @property
     def matrix_shape(self) -> tuple[None, None]:
@@ -66,17 +77,23 @@ class OFTv2(Core):
                 f"OFTv2 rotates {blocks} blocks of {self._size} input channels, "
                 f"but the weight is {'×'.join(map(str, shape))}"
             )
+        if self.peft is not None and math.prod(shape[2:]) > 1:
+            raise ShapeMismatchError(
+                "PEFT's OFT of a convolution turns overlapping patches of the image, which is no change of "
+                f"the weight {'×'.join(map(str, shape))}; only that of a kernel of one position is"
+            )
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> OFTv2:
         triangles = to_compute(self.triangles, device, dtype)
         if self.change is not None:
-            return OFTv2(triangles, self.scaled, to_compute(self.change, device, dtype))
+            return replace(self, triangles=triangles, change=to_compute(self.change, device, dtype))
         scaled = triangles / (2 * math.sqrt(self._size - 1)) if self.scaled else triangles
-        rotation = cayley_neumann(skew_from_triangle(scaled))
+        skew = skew_from_triangle(scaled)
+        rotation = cayley(-skew) if self.peft == PEFT_EXACT else cayley_neumann(skew)
         change = rotation - torch.eye(self._size, dtype=dtype, device=device)
-        change = change.mT if len(shape) == 2 else change
+        change = change.mT if len(shape) == 2 or self.peft is not None else change
         blocks = math.prod(shape[1:]) // self._size
-        return OFTv2(triangles, self.scaled, change.expand(blocks, -1, -1))
+        return replace(self, triangles=triangles, change=change.expand(blocks, -1, -1))
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         assert weight is not None  # needs_weight

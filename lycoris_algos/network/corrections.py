@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from ..adapters.lora import LoRA
 from ..adapters.oft import DiagOFT, SplitOFT
 from ..adapters.sparse import SparseTarget, SparseWeight
 from ..io import network_args
+from . import peft
 
 #: Metadata key of a set whose alphas are what training used.
 MARK = "lycoris_algos.corrected"
@@ -66,6 +66,9 @@ def corrected(
         for core, note in _corrections(name, layer.core, facts) if facts is not None else ():
             layer = replace(layer, core=core)
             counts[note] += 1
+        if facts is not None:
+            layer, note = peft.adjusted(name, layer, facts.peft)
+            counts.update([note] if note else [])
         changed[name] = layer
     described = {**metadata, MARK: "; ".join(counts)} if counts else dict(metadata)
     for name, layer in changed.items():  # what the tensors themselves say: true of a corrected file as well
@@ -155,31 +158,7 @@ def _kohya_oft(name: str, core: Core, facts: _Facts) -> tuple[Core, str] | None:
     return replace(core, alpha=_NO_ROTATION), "kohya's OFT with alpha 0: its constraint allows no rotation"
 
 
-def _peft_alpha(name: str, core: Core, facts: _Facts) -> tuple[Core, str] | None:
-    """PEFT stores no alpha; it is in the configuration, for all layers or by patterns of names."""
-    if not facts.peft or not isinstance(core, LoRA | LoHa | LoKr) or core.alpha is not None:
-        return None
-    component, _, path = name.partition(".")
-    config = {key: facts.peft.get(f"{component}.{key}", facts.peft.get(key)) for key in _PEFT_KEYS}
-    alpha = _pattern_value(config["alpha_pattern"], path, config["lora_alpha"] or config["alpha"])
-    if alpha is None or core.rank is None:
-        return None
-    stabilised = config["use_rslora"] is True or config["rank_dropout_scale"] == "rslora"
-    factor = math.sqrt(core.rank) if stabilised else 1.0
-    return replace(core, alpha=alpha * factor), "alpha from PEFT's configuration in the metadata"
-
-
-_PEFT_KEYS = ("lora_alpha", "alpha", "alpha_pattern", "use_rslora", "rank_dropout_scale")
-_ALL: tuple[_Correction, ...] = (_dylora, _rank_stabilised, _split_qkv, _kohya_oft, _peft_alpha)
-
-
-def _pattern_value(patterns: object, path: str, default: object) -> float | None:
-    """PEFT's rule: the first pattern that the end of the path matches, else the default."""
-    if isinstance(patterns, dict):
-        for pattern, value in patterns.items():
-            if isinstance(value, int | float) and re.fullmatch(rf"(.*\.)?{re.escape(pattern)}", path):
-                return float(value)
-    return float(default) if isinstance(default, int | float) else None
+_ALL: tuple[_Correction, ...] = (_dylora, _rank_stabilised, _split_qkv, _kohya_oft)
 
 
 def _facts(metadata: Mapping[str, str], layers: Mapping[str, LayerAdapter]) -> _Facts:

@@ -105,7 +105,10 @@ def from_tensors(
         layers[layer] = adapter
     if not layers:
         raise NotAnAdapterError(_no_adapter(name, tensors, unmatched, is_adapter=bool(grouped)))
-    layers, described, notes = corrected(layers, metadata or {})
+    try:
+        layers, described, notes = corrected(layers, metadata or {})
+    except LycorisError as error:
+        raise error.with_context(f"file '{name}'") from error
     dialect = common_dialect(layers).name
     return AdapterSet(layers, tuple(unmatched), described, dialect, name, notes, embeddings)
 

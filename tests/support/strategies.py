@@ -297,6 +297,8 @@ def _oft_v2(draw: Drawer, randn: Callable[..., Tensor]) -> Case:
     tensors = {"oft_R.weight": randn(blocks, b * (b - 1) // 2)}
     if draw(st.booleans()):
         tensors["oft_R.scaled_oft"] = torch.tensor(float(draw(st.booleans())))
+    if kernel_size(shape) == 1 and draw(st.booleans()):
+        tensors["oft_R.peft"] = torch.tensor(float(draw(st.integers(1, 2))))
     return Case("no_alpha", ("oft_v2",), tensors, shape, tol32=1e-4, tol64=1e-11)
 
 

@@ -99,12 +99,13 @@ def _boft(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     return _rescaled(tensors, _butterfly(_cayley(turns), weight)) - weight
 
 
-@oracle("oft_v2", "oft_R.weight", "oft_R.scaled_oft")
+@oracle("oft_v2", "oft_R.weight", "oft_R.scaled_oft", "oft_R.peft")
 def _oft_v2(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     triangles = tensors["oft_R.weight"]
     size = next(b for b in range(2, 99) if b * (b - 1) // 2 == triangles.shape[1])
     if "oft_R.scaled_oft" in tensors and float(tensors["oft_R.scaled_oft"].reshape(())):
         triangles = triangles / (2 * math.sqrt(size - 1))
+    peft = float(tensors["oft_R.peft"].reshape(())) if "oft_R.peft" in tensors else 0
     matrix = weight.reshape(weight.shape[0], -1)
     turned = np.zeros(matrix.shape)
     for n in range(matrix.shape[1] // size):
@@ -115,9 +116,11 @@ def _oft_v2(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
                 q[row, column] = next(values)
                 q[column, row] = -q[row, column]
         rotation = np.eye(size) + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q
+        if peft == 2:
+            rotation = (np.eye(size) - q) @ np.linalg.inv(np.eye(size) + q)
         own = slice(n * size, (n + 1) * size)
         # A Linear turns its inputs, y = W(R·x) in PEFT's rows; OneTrainer turns a kernel the other way.
-        turned[:, own] = matrix[:, own] @ (rotation.T if weight.ndim == 2 else rotation)
+        turned[:, own] = matrix[:, own] @ (rotation.T if weight.ndim == 2 or peft else rotation)
     return (turned - matrix).reshape(weight.shape)
 
 

@@ -1,7 +1,7 @@
 """Files of other programs and of older LyCORIS, by their formulas, in float64.
 
 A form is a function that draws tensors for a weight and a bias, and returns (tensors, ΔW, what else a
-``Reference`` needs to know). PEFT's were held against PEFT 0.21.2 itself when they were written.
+``Reference`` needs to know). PEFT itself is in peft_models.py, and tests/parity/test_peft.py.
 """
 
 from __future__ import annotations
