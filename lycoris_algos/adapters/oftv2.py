@@ -11,7 +11,8 @@ One block for all (``block_share``) is stored once. OneTrainer's scaled variant 
 
 PEFT turns the inputs of a convolution as it does those of a Linear, and has R = (I − Q)(I + Q)⁻¹ where its
 configuration says ``use_cayley_neumann: false``. A file's tensors tell neither: network/peft.py finds out,
-and ``oft_R.peft`` holds it in files that this library writes, 1 for the series and 2 for the exact transform.
+and ``oft_R.peft`` holds it in files that this library writes, 1 for the series, 2 for the exact transform and
+3 for the series as it was before PEFT 0.18, with 2Q⁴ at its end.
 With a larger kernel PEFT turns patches of the image and adds up where they overlap: no change of the weight.
 """
 
@@ -34,7 +35,7 @@ from ._keys import KeySpec
 from ._stored import number, tensor
 
 #: Values of ``oft_R.peft``.
-PEFT_SERIES, PEFT_EXACT = 1.0, 2.0
+PEFT_SERIES, PEFT_EXACT, PEFT_OLD_SERIES = 1.0, 2.0, 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,8 @@ class OFTv2(Core):
                 f"'oft_R.weight' has the shape {tuple(self.triangles.shape)}, but must hold the upper "
                 "triangles of square blocks"
             )
-        if self.peft not in (None, PEFT_SERIES, PEFT_EXACT):
-            raise BadValueError(f"'oft_R.peft' is {self.peft}, but must be 1 or 2")
+        if self.peft not in (None, PEFT_SERIES, PEFT_EXACT, PEFT_OLD_SERIES):
+            raise BadValueError(f"'oft_R.peft' is {self.peft}, but must be 1, 2 or 3")
 
     @property
     def matrix_shape(self) -> tuple[None, None]:
@@ -89,7 +90,10 @@ class OFTv2(Core):
             return replace(self, triangles=triangles, change=to_compute(self.change, device, dtype))
         scaled = triangles / (2 * math.sqrt(self._size - 1)) if self.scaled else triangles
         skew = skew_from_triangle(scaled)
-        rotation = cayley(-skew) if self.peft == PEFT_EXACT else cayley_neumann(skew)
+        if self.peft == PEFT_EXACT:
+            rotation = cayley(-skew)
+        else:
+            rotation = cayley_neumann(skew, last=2.0 if self.peft == PEFT_OLD_SERIES else 1.0)
         change = rotation - torch.eye(self._size, dtype=dtype, device=device)
         change = change.mT if len(shape) == 2 or self.peft is not None else change
         blocks = math.prod(shape[1:]) // self._size

@@ -20,13 +20,15 @@ from ..adapters.full import FullBias
 from ..adapters.loha import LoHa
 from ..adapters.lokr import LoKr
 from ..adapters.lora import LoRA
-from ..adapters.oftv2 import PEFT_EXACT, PEFT_SERIES, OFTv2
+from ..adapters.oftv2 import PEFT_EXACT, PEFT_OLD_SERIES, PEFT_SERIES, OFTv2
 from ..errors import BadValueError
 
 _PREFIX = "base_model.model."
 # PEFT takes these out of the base weight before it trains, so that what it stores begins at another weight.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _TERMS = 5  # of the series that OFT is trained with by default
+# PEFT 0.18 changed that series, and advises to train again; a file means the one it was trained with.
+_NEW_SERIES = (0, 18)
 _EPS = 6e-5  # PEFT's default of how far a constrained OFT may turn
 
 
@@ -78,6 +80,13 @@ class _Config:
     def is_of(self, kind: str) -> bool:
         """Whether PEFT trained it, as ``kind``; others store the same tensors and mean another thing."""
         return self["peft_type"] == kind or self.name.startswith(_PREFIX)
+
+    def is_older_than(self, major: int, minor: int) -> bool:
+        """Whether a PEFT before that version wrote it. None before 0.18 says which it is."""
+        if self["peft_type"] is None:
+            return False  # there is no configuration that could say it
+        found = re.match(r"(\d{1,9})\.(\d{1,9})", str(self["peft_version"]))
+        return found is None or (int(found[1]), int(found[2])) < (major, minor)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -144,8 +153,13 @@ def _rotated(layer: LayerAdapter, core: OFTv2, config: _Config) -> tuple[LayerAd
     triangles, eps = core.triangles, config.number("eps")
     if config["coft"] is True:
         triangles = _constrained(triangles, _EPS if eps is None else eps)
-    turned = replace(core, triangles=triangles, peft=PEFT_EXACT if exact else PEFT_SERIES)
-    return replace(layer, core=turned), "OFT as PEFT turns it" + (", by the exact transform" if exact else "")
+    if exact:
+        peft, how = PEFT_EXACT, ", by the exact transform"
+    elif config.is_older_than(*_NEW_SERIES):
+        peft, how = PEFT_OLD_SERIES, ", by the series of its versions before 0.18"
+    else:
+        peft, how = PEFT_SERIES, ""
+    return replace(layer, core=replace(core, triangles=triangles, peft=peft)), f"OFT as PEFT turns it{how}"
 
 
 def _constrained(triangles: Tensor, eps: float) -> Tensor:

@@ -14,14 +14,14 @@ def cayley(skew: Tensor) -> Tensor:
     return rotation
 
 
-def cayley_neumann(skew: Tensor) -> Tensor:
-    """The first five terms of the Cayley transform's series, I + 2Q + 2Q² + 2Q³ + Q⁴, for (…, b, b).
+def cayley_neumann(skew: Tensor, last: float = 1.0) -> Tensor:
+    """The first five terms of the Cayley transform's series, I + 2Q + 2Q² + 2Q³ + last·Q⁴, for (…, b, b).
 
     Not exactly orthogonal; it is what trains where this form is used.
     """
     identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     square = skew @ skew
-    return identity + 2 * skew + 2 * square + 2 * square @ skew + square @ square
+    return identity + 2 * skew + 2 * square + 2 * square @ skew + last * square @ square
 
 
 def skew_from_blocks(blocks: Tensor, limit: float | None) -> Tensor:

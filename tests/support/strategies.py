@@ -298,7 +298,7 @@ def _oft_v2(draw: Drawer, randn: Callable[..., Tensor]) -> Case:
     if draw(st.booleans()):
         tensors["oft_R.scaled_oft"] = torch.tensor(float(draw(st.booleans())))
     if kernel_size(shape) == 1 and draw(st.booleans()):
-        tensors["oft_R.peft"] = torch.tensor(float(draw(st.integers(1, 2))))
+        tensors["oft_R.peft"] = torch.tensor(float(draw(st.integers(1, 3))))
     return Case("no_alpha", ("oft_v2",), tensors, shape, tol32=1e-4, tol64=1e-11)
 
 

@@ -51,8 +51,8 @@ rank.
   of them. Every algorithm is exact there.
 - A file's one layer for several (`qkv`, `to_qkv`, `in_proj`, `kv` …) goes to the weights that a model keeps
   for each, without forming the change first. BOFT, DoRA on the input axis and an OFT whose blocks cross from
-  one piece into the next need rows that a patch never sees; they are refused by name. A T-LoRA is worked out
-  from all pieces when it is applied.
+  one piece into the next need rows that a patch never sees; they are refused by name, but can be baked with
+  MergeLyCORIS, which has all rows. A T-LoRA is worked out from all pieces.
 - Biases are cut the same way.
 
 ## Text encoders
@@ -65,7 +65,9 @@ only breaks ties. Norms, embeddings, projections and biases are reached like eve
 
 - `norm2` and `norm3` of HunyuanDiT, which have each other's names in diffusers: they mean the model's own.
 - `base` tables of HCP-Diffusion (whole weights) and its moving averages (`lora_ema`).
-- PEFT's `lora_embedding_A`/`lora_embedding_B`.
+- PEFT's `lora_embedding_A`/`lora_embedding_B`, GLoRA and VeRA, its (IA)³ of convolutions (the file does not tell
+  which side is scaled), its OFT of kernels larger than 1×1 (no change of the weight), and PiSSA, OLoRA, CorDA, LoftQ
+  and LoRA-GA that were not converted (they change the base as well). All are refused with the reason.
 """
 
 

@@ -116,7 +116,9 @@ def _oft_v2(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
                 q[row, column] = next(values)
                 q[column, row] = -q[row, column]
         rotation = np.eye(size) + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q
-        if peft == 2:
+        if peft == 3:
+            rotation += q @ q @ q @ q
+        elif peft == 2:
             rotation = (np.eye(size) - q) @ np.linalg.inv(np.eye(size) + q)
         own = slice(n * size, (n + 1) * size)
         # A Linear turns its inputs, y = W(R·x) in PEFT's rows; OneTrainer turns a kernel the other way.

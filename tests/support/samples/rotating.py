@@ -118,6 +118,7 @@ def _oft_v2(draw: Draw) -> Iterator[Case]:
     yield case("scaled-off", LAYERS["linear"], 2, **{"oft_R.scaled_oft": torch.tensor(0.0)})
     # What this library stores of PEFT's configuration: the series, the exact transform.
     yield case("peft-conv2d_1x1", LAYERS["conv2d_1x1"], 3, **{"oft_R.peft": torch.tensor(1.0)})
+    yield case("peft-old", LAYERS["linear"], 4, **{"oft_R.peft": torch.tensor(3.0)})
     yield case("peft-exact", LAYERS["linear"], 4, **{"oft_R.peft": torch.tensor(2.0)})
 
 

@@ -79,7 +79,7 @@ def test_onetrainers_oft_is_not_pefts() -> None:
         load(tensors, layer, **config)[layer].delta(weight)
         for layer, config in (
             ("transformer.x", {}),
-            ("transformer.x", {"peft_type": "OFT"}),
+            ("transformer.x", {"peft_type": "OFT", "peft_version": "0.21.2"}),
             ("base_model.model.x", {}),
         )
     ]
@@ -91,3 +91,25 @@ def test_onetrainers_oft_is_not_pefts() -> None:
         for layer in ("transformer.x", "base_model.model.x")
     ]
     assert torch.equal(*flat)
+
+
+@pytest.mark.parametrize(
+    ("config", "last"),
+    [
+        ({}, 1.0),  # no configuration at all
+        ({"peft_type": "OFT"}, 2.0),  # none before 0.18 says its version
+        ({"peft_type": "OFT", "peft_version": "0.17.2.dev0@1a2b3c"}, 2.0),
+        ({"peft_type": "OFT", "peft_version": "0.18.0"}, 1.0),
+        ({"peft_type": "OFT", "peft_version": "1.2"}, 1.0),
+    ],
+)
+def test_the_series_of_oft_is_that_of_the_version_that_trained_it(
+    config: dict[str, object], last: float
+) -> None:
+    q = torch.tensor([[0.0, 0.3], [-0.3, 0.0]], dtype=torch.float64)
+    series = torch.eye(2, dtype=torch.float64) + 2 * q + 2 * q @ q + 2 * q @ q @ q + last * q @ q @ q @ q
+    weight = torch.randn(3, 2, dtype=torch.float64)
+    tensors = {"oft_R.weight": q[:1, 1:].clone()}
+    name = "base_model.model.x"
+    found = load(tensors, name, **config)[name].delta(weight)
+    torch.testing.assert_close(found, weight @ series.T - weight)
