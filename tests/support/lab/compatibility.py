@@ -51,8 +51,9 @@ rank.
   of them. Every algorithm is exact there.
 - A file's one layer for several (`qkv`, `to_qkv`, `in_proj`, `kv` …) goes to the weights that a model keeps
   for each, without forming the change first. BOFT, DoRA on the input axis and an OFT whose blocks cross from
-  one piece into the next need rows that a patch never sees; they are refused by name, but can be baked with
-  MergeLyCORIS, which has all rows. A T-LoRA is worked out from all pieces.
+  one piece into the next need rows that a patch never sees; they are refused by name. Merge LyCORIS reads
+  all pieces and takes those as well, and so does Combine LyCORIS. A T-LoRA is worked out from all pieces
+  everywhere.
 - Biases are cut the same way.
 
 ## Text encoders
