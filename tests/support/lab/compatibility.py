@@ -68,7 +68,8 @@ only breaks ties. Norms, embeddings, projections and biases are reached like eve
 - `base` tables of HCP-Diffusion (whole weights) and its moving averages (`lora_ema`).
 - PEFT's `lora_embedding_A`/`lora_embedding_B`, GLoRA and VeRA; its (IA)³ of convolutions (the file does not
   tell which side is scaled); its OFT of kernels larger than 1×1 (no change of the weight); PiSSA, OLoRA,
-  CorDA, LoftQ and LoRA-GA that were not converted (they change the base as well). All are refused with the reason.
+  CorDA, LoftQ and LoRA-GA that were not converted (they change the base too). All are refused with the
+  reason.
 """
 
 
