@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,13 +34,15 @@ from lab.prime import prime_comfy
 SHAPES = ((1280, 1280), (10240, 1280), (3072, 3072), (12288, 3072), (1280, 1280, 3, 3))
 FACTOR = 8
 LINEAR_IN_STRENGTH = ("LoRA", "LoHa", "LoKr", "LoKr, w2 whole", "GLoRA")
-# At strength 1 core agrees on these; it has no (IA)³, and another rule for DoRA on the output axis.
+# At strength 1 core agrees on these.
 AT_ONE = ("Diag-OFT", "BOFT", "DoRA on inputs")
+# Core has no (IA)³, and another rule for DoRA on the output axis: only the floor to compare with.
+WITHOUT_CORE = ("(IA)³ on outputs", "(IA)³ on inputs", "DoRA on outputs")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Median seconds of one algorithm on one shape."""
+    """Median seconds of one algorithm on one shape; NaN of core where it does not compute the same."""
 
     algo: str
     shape: tuple[int, ...]
@@ -62,9 +65,13 @@ def factors(algo: str, shape: tuple[int, ...], generator: torch.Generator) -> di
         return (torch.randn(size, generator=generator) * 0.02).half()
 
     alpha = {"alpha": torch.tensor(8.0)}
-    if algo in ("LoRA", "DoRA on inputs"):
+    if algo in ("LoRA", "DoRA on inputs", "DoRA on outputs"):
         lora = {"lora_up.weight": normal(o, 16, *ones), "lora_down.weight": normal(16, *shape[1:]), **alpha}
-        return lora if algo == "LoRA" else {**lora, "dora_scale": normal(1, shape[1], *ones).abs() + 1}
+        axis = (1, shape[1], *ones) if algo == "DoRA on inputs" else (o, 1, *ones)
+        return lora if algo == "LoRA" else {**lora, "dora_scale": normal(*axis).abs() + 1}
+    if algo.startswith("(IA)³"):
+        on_input = algo.endswith("inputs")
+        return {"weight": normal(1, shape[1] if on_input else o, *ones), "on_input": torch.tensor(on_input)}
     if algo == "LoHa":
         halves = {"hada_w1_a": normal(o, 8), "hada_w1_b": normal(8, i)}
         return {**halves, "hada_w2_a": normal(o, 8), "hada_w2_b": normal(8, i), **alpha}
@@ -89,7 +96,7 @@ def products(algo: str, tensors: dict[str, torch.Tensor], weight: torch.Tensor) 
     """The matrix products that no implementation can avoid, in fp32."""
     wide = {name: value.float().flatten(1) for name, value in tensors.items() if value.dim() > 1}
     matrix = weight.flatten(1)
-    if algo in ("LoRA", "DoRA on inputs"):
+    if algo in ("LoRA", "DoRA on inputs", "DoRA on outputs"):
         return lambda: wide["lora_up.weight"] @ wide["lora_down.weight"]
     if algo == "LoHa":
         return lambda: (wide["hada_w1_a"] @ wide["hada_w1_b"], wide["hada_w2_a"] @ wide["hada_w2_b"])
@@ -156,9 +163,12 @@ def measure(algo: str, shape: tuple[int, ...], dtype: torch.dtype, pack: object,
     tensors = factors(algo, shape, generator)
     stored = (torch.randn(shape, generator=generator) * 0.05).to(dtype)
 
-    core = comfy.lora.load_lora({f"x.{k}": v for k, v in tensors.items()}, {"x": "x.weight"})["x.weight"]
     ours = bridge.of([(library.LayerAdapter.from_tensors(tensors).prepare(stored.float), 1.0)], {"x"})
     strength = 1.0 if algo in AT_ONE else 1e-3
+    patches = {"ours": ours, "host": bridge.of([], {"x"})}
+    if algo not in WITHOUT_CORE:
+        named = {f"x.{name}": tensor for name, tensor in tensors.items()}
+        patches["core"] = comfy.lora.load_lora(named, {"x": "x.weight"})["x.weight"]
 
     def patched(patch: object, weight: torch.Tensor) -> torch.Tensor:
         return comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], weight, "x.weight")
@@ -167,35 +177,27 @@ def measure(algo: str, shape: tuple[int, ...], dtype: torch.dtype, pack: object,
         patcher.patch_weight_to_device("x.weight")
         patcher.unpatch_model()
 
-    expected, found = patched(core, stored.float()), patched(ours, stored.float())
-    assert torch.allclose(expected, found, rtol=1e-4, atol=1e-6), (algo, shape)
+    if "core" in patches:
+        expected, found = (patched(patches[name], stored.float()) for name in ("core", "ours"))
+        assert torch.allclose(expected, found, rtol=1e-4, atol=1e-6), (algo, shape)
 
-    one, two, three = (stored.float() for _ in range(3))
-    patches = (core, ours, bridge.of([], {"x"}))
-    core_patcher, our_patcher, idle_patcher = (patcher_of(stored.clone(), p, strength) for p in patches)
-    product = products(algo, tensors, three)
-    took = side_by_side(
-        {
-            "core alone": lambda: patched(core, one),
-            "ours alone": lambda: patched(ours, two),
-            "core whole": lambda: whole(core_patcher),
-            "ours whole": lambda: whole(our_patcher),
-            "host": lambda: whole(idle_patcher),
-            "pass": lambda: three.mul_(1.0),
-            "products": product,
-        },
-        seconds,
-    )
-    scratch = largest_allocation(lambda: patched(ours, two)) / (4 * stored.numel())
+    runs: dict[str, Callable[[], object]] = {}
+    for name, patch in patches.items():
+        runs[f"{name} alone"] = partial(patched, patch, stored.float())
+        runs[f"{name} whole"] = partial(whole, patcher_of(stored.clone(), patch, strength))
+    last = stored.float()
+    runs["pass"], runs["products"] = lambda: last.mul_(1.0), products(algo, tensors, last)
+    took = side_by_side(runs, seconds)
+    scratch = largest_allocation(runs["ours alone"]) / (4 * stored.numel())
     return Row(
         algo,
         shape,
         str(dtype).removeprefix("torch."),
-        took["core alone"],
+        took.get("core alone", math.nan),
         took["ours alone"],
-        took["core whole"],
+        took.get("core whole", math.nan),
         took["ours whole"],
-        took["host"],
+        took["host whole"],
         took["pass"] + took["products"],
         scratch,
     )
@@ -215,11 +217,13 @@ def table(rows: list[Row]) -> str:
             f"| {r.core_whole * 1e3:.2f} | {r.ours_whole * 1e3:.2f} | {r.core_whole / r.ours_whole:.1f} "
             f"| {r.host * 1e3:.2f} | {r.ours_alone / r.floor:.2f} | {r.scratch:.3f} |"
         )
-    lines += ["", f"All rows: {summary(rows)}"]
+    compared = [r for r in rows if not math.isnan(r.core_alone)]
+    if compared:
+        lines += ["", f"All rows with core: {summary(compared)}"]
     first = [r for r in rows if r.algo.startswith("Lo")]
-    if 0 < len(first) < len(rows):
+    if 0 < len(first) < len(compared):
         lines.append(f"LoRA, LoHa and LoKr only: {summary(first)}")
-    return "\n".join(lines)
+    return "\n".join(lines).replace("| nan ", "| – ")
 
 
 def summary(rows: list[Row]) -> str:
@@ -250,7 +254,7 @@ def main() -> None:
             "LoRA", SHAPES[0], torch.float16, pack, options.seconds
         )  # the first work of a process is slower
         for dtype in (torch.float16, torch.float32):
-            for algo in options.algo or (*LINEAR_IN_STRENGTH, *AT_ONE):
+            for algo in options.algo or (*LINEAR_IN_STRENGTH, *AT_ONE, *WITHOUT_CORE):
                 for shape in SHAPES:
                     rows.append(measure(algo, shape, dtype, pack, options.seconds))
                     print(table(rows[-1:]).splitlines()[2], file=sys.stderr, flush=True)

@@ -27,6 +27,8 @@ from ._stored import tensor
 from .oft import SkewBlocks, require_blocks, require_rescale
 
 _REFERENCE = "https://arxiv.org/abs/2311.06243"
+# Products with fewer columns are slow, even where more do not fit the cache.
+_COLUMNS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +103,8 @@ class Butterfly(Core):
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         # Columns are independent, so it goes by blocks of columns: each stays in the cache for all stages.
         count, columns = rows.shape
-        for first, last in row_blocks(columns, rows_per_block(count, rows.dtype, rows.device)):
+        step = max(_COLUMNS, rows_per_block(count, rows.dtype, rows.device))
+        for first, last in row_blocks(columns, step):
             own = base[:, first:last].contiguous()
             rows[:, first:last].add_(self._turned(own).sub_(own), alpha=multiplier)
 

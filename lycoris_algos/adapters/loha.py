@@ -114,9 +114,7 @@ class LoHa(Core):
         return up * scale(self.alpha, self.rank, self.fixed_scale), down
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        # Both products are as large as the weight, so they are made a block at a time in two buffers. Two
-        # products and not one batch of two: the batch was faster in some runs and slower than one core in
-        # others, for no reason that was found (docs/benchmarks.md).
+        # Both products are as large as the weight, so they are made a block at a time in two buffers.
         count, columns = rows.shape
         step = min(count, rows_per_block(columns, rows.dtype, rows.device))
         first, second = rows.new_empty((2, step, columns))

@@ -74,10 +74,13 @@ class BlockRotation(Core):
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         size, columns = self.rotation.shape[1], rows.shape[1]
         change = self._change().mT[start // size :]
-        per_block = rows_per_block(columns * size, rows.dtype, rows.device)
-        for first, last in row_blocks(rows.shape[0] // size, per_block):
+        count = rows.shape[0] // size
+        step = min(count, rows_per_block(columns * size, rows.dtype, rows.device))
+        buffer = rows.new_empty((step, size, columns))
+        for first, last in row_blocks(count, step):
             own = slice(first * size, last * size)
-            turned = torch.bmm(change[first:last], base[own].view(last - first, size, columns))
+            blocks = base[own].view(last - first, size, columns)
+            turned = torch.bmm(change[first:last], blocks, out=buffer[: last - first])
             rows[own].view(turned.shape).add_(turned, alpha=multiplier)
 
 

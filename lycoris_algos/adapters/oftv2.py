@@ -109,7 +109,10 @@ class OFTv2(Core):
         assert self.change is not None
         blocks, size = self.change.shape[:2]
         count, columns = rows.shape
-        for first, last in row_blocks(count, rows_per_block(columns, rows.dtype, rows.device)):
+        step = min(count, rows_per_block(columns, rows.dtype, rows.device))
+        buffer = rows.new_empty((blocks * step * size,))
+        for first, last in row_blocks(count, step):
             own = base[first:last].view(last - first, blocks, size).transpose(0, 1)
-            turned = torch.bmm(own, self.change).transpose(0, 1)
+            into = buffer[: own.numel()].view(own.shape)
+            turned = torch.bmm(own, self.change, out=into).transpose(0, 1)
             rows[first:last].view(turned.shape).add_(turned, alpha=multiplier)

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-# Bytes of one scratch block. On a CPU: three such blocks fit in the last-level cache of a desktop, and one is
-# large enough that a matrix product over it runs at full speed on all cores, and that the cores seldom wait
-# for each other (measured from 0.5 to 8 MiB; see docs/benchmarks.md). On a GPU kernels want whole tensors, so
-# the bound only keeps the scratch of the very largest layers small beside the layer.
-_CPU_BLOCK = 4 * 2**20
+# Bytes of one scratch block. On a CPU: large enough that a matrix product over it runs at full speed on all
+# cores, and no larger, because a small weight pays for the fresh pages of its scratch (measured from 0.25 to
+# 8 MiB; see docs/benchmarks.md). On a GPU kernels want whole tensors, so the bound only keeps the scratch of
+# the very largest layers small beside the layer.
+_CPU_BLOCK = 2**20
 _GPU_BLOCK = 256 * 2**20
 
 
