@@ -66,9 +66,6 @@ class Butterfly(Core):
         return 0
 
     def prepare(self, base_weight: Callable[[], Tensor]) -> Butterfly:
-        return self.merged()
-
-    def merged(self) -> Butterfly:
         """The same in as few stages as are fast. Computed in float64, kept in float32."""
         if self.stages is not None:
             return self
@@ -127,7 +124,8 @@ class BOFT(SkewBlocks):
         return 0
 
     def prepare(self, base_weight: Callable[[], Tensor]) -> Butterfly:
-        return Butterfly(self.rotations(self.blocks.device, torch.float64), self.rescale).merged()
+        turned = Butterfly(self.rotations(self.blocks.device, torch.float64), self.rescale)
+        return turned.prepare(base_weight)
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Component:
         return Butterfly(self.rotations(device, dtype), self.rescale).ready(shape, device, dtype)

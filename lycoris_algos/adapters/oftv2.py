@@ -10,9 +10,9 @@ One block for all (``block_share``) is stored once. OneTrainer's scaled variant 
 ``oft_R.scaled_oft``, and then divides the triangles by 2·√(b−1). There is no alpha.
 
 PEFT turns the inputs of a convolution as it does those of a Linear, and has R = (I − Q)(I + Q)⁻¹ where its
-configuration says ``use_cayley_neumann: false``. A file's tensors tell neither: network/peft.py finds out,
-and ``oft_R.peft`` holds it in files that this library writes, 1 for the series, 2 for the exact transform and
-3 for the series as it was before PEFT 0.18, with 2Q⁴ at its end.
+configuration says ``use_cayley_neumann: false``. A file's tensors tell neither: network/peft_config.py finds
+out, and ``oft_R.peft`` holds it in files that this library writes: 1 for the series, 2 for the exact
+transform, 3 for the series as it was before PEFT 0.18, with 2Q⁴ at its end.
 With a larger kernel PEFT turns patches of the image and adds up where they overlap: no change of the weight.
 """
 

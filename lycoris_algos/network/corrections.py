@@ -24,7 +24,7 @@ from ..adapters.lora import LoRA
 from ..adapters.oft import DiagOFT, SplitOFT
 from ..adapters.sparse import SparseTarget, SparseWeight
 from ..io import network_args
-from . import peft
+from . import peft_config
 
 #: Metadata key of a set whose alphas are what training used.
 MARK = "lycoris_algos.corrected"
@@ -67,7 +67,7 @@ def corrected(
             layer = replace(layer, core=core)
             counts[note] += 1
         if facts is not None:
-            layer, note = peft.adjusted(name, layer, facts.peft)
+            layer, note = peft_config.adjusted(name, layer, facts.peft)
             counts.update([note] if note else [])
         changed[name] = layer
     described = {**metadata, MARK: "; ".join(counts)} if counts else dict(metadata)

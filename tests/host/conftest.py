@@ -132,3 +132,11 @@ class Apply:
 def apply(comfy_nodes: dict[str, Any], folders: Path) -> Apply:
     """Files onto a model, by our nodes."""
     return Apply(comfy_nodes, folders)
+
+
+@pytest.fixture
+def embeddings(pack: ModuleType, tmp_path: Path) -> Path:
+    """An embeddings folder of the user's."""
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    return folder

@@ -66,7 +66,7 @@ def _oft_split(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     return np.concatenate(changes)
 
 
-def _butterfly(stages: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def butterfly(stages: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Stage t turns rows that lie 2^t·b/2 apart, together with those that lie between them."""
     outputs, size = weight.shape[0], stages.shape[-1]
     for stage, rotations in enumerate(stages):
@@ -90,13 +90,13 @@ def _butterfly(stages: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 @oracle("boft_diag", "oft_diag", "rescale")
 def _boft_diag(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
-    return _rescaled(tensors, _butterfly(tensors["oft_diag"], weight)) - weight
+    return _rescaled(tensors, butterfly(tensors["oft_diag"], weight)) - weight
 
 
 @oracle("boft", "oft_blocks", "rescale", "alpha")
 def _boft(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     turns = _skew(tensors["oft_blocks"], tensors.get("alpha"), weight.shape[0])
-    return _rescaled(tensors, _butterfly(_cayley(turns), weight)) - weight
+    return _rescaled(tensors, butterfly(_cayley(turns), weight)) - weight
 
 
 @oracle("oft_v2", "oft_R.weight", "oft_R.scaled_oft", "oft_R.peft")

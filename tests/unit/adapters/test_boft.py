@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from oracles.rotating import _butterfly
+from oracles.rotating import butterfly
 
 from lycoris_algos.adapters.boft import Butterfly
 
@@ -28,7 +28,7 @@ def test_merged_stages_turn_rows_alike(size: int, stages: int, spare: int, count
     rotations = torch.linalg.qr(draws)[0]
     weight = torch.randn(blocks * size, 3, dtype=torch.float64, generator=generator)
     adapter = Butterfly(rotations)
-    expected = _butterfly(rotations.numpy(), weight.numpy()) - weight.numpy()
+    expected = butterfly(rotations.numpy(), weight.numpy()) - weight.numpy()
 
     merged = adapter.prepare(lambda: weight)
     assert len(merged.rotations) == count

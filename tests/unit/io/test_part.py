@@ -7,9 +7,7 @@ import io
 import os
 import signal
 import stat
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import run_python
 from safetensors.torch import load_file
 
 from lycoris_algos.io import SafetensorsWriter, _flush, _part, save_tensors
@@ -27,18 +26,6 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX pro
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def run_python(folder: Path, code: str) -> subprocess.Popen[str]:
-    """Starts a Python process in ``folder`` that can import the library."""
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 # --- names -------------------------------------------------------------------------------------

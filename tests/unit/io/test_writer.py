@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
-import textwrap
 from collections import namedtuple
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 from baking import save_base
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import run_python
 from raw_tensors import DTYPES, random_bytes
 from safetensors.torch import load_file, save
 
@@ -35,18 +34,6 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX pro
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def run_python(folder: Path, code: str) -> subprocess.Popen[str]:
-    """Starts a Python process in ``folder`` that can import the library."""
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 # --- the bytes ---------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from baking import FP8, UNET, bake, base_tensors, entry, every_block, names, save_base
+from processes import run_python
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -137,17 +137,6 @@ def test_a_short_kernel_copy_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     expected = bake(base, entry(every_block())).path.read_bytes()
     monkeypatch.setattr(_copy, "_in_kernel", lambda s, t, n, at: os.copy_file_range(s, t, min(n, 13), at))
     assert bake(base, entry(every_block())).path.read_bytes() == expected
-
-
-def run_python(folder: Path, code: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 _SLOW = """

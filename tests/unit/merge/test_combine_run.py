@@ -1,0 +1,179 @@
+"""What combining refuses and says, and how a run goes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from combine_runs import LAYER, SAMPLES, adapters, base_of, combine, linear
+from combining import LINEAR, expected, variant
+from oracles import to_numpy
+
+import lycoris_algos
+from lycoris_algos import AdapterSet, BadValueError, CancelledError, NeedsBaseError
+from lycoris_algos.merge.combine import (
+    CombineOptions,
+    Method,
+    Source,
+    WeightsInMemory,
+    plan_combine,
+    run_combine,
+)
+
+
+def test_weight_dependent_adapters_need_the_base() -> None:
+    for case in SAMPLES:
+        sets = [adapters(variant(case, number), f"{number}") for number in (1, 2)]
+        sources = [Source(own) for own in sets]
+        layer = sets[0][LAYER]
+        if layer.needs_weight or (layer.bias is not None and layer.bias.needs_weight):
+            with pytest.raises(NeedsBaseError, match="give the base model"):
+                plan_combine(sources)
+        else:
+            plan_combine(sources)
+
+
+def test_live_order_is_what_a_stack_does() -> None:
+    case = next(case for case in SAMPLES if case.algos == ("ia3",) and len(case.shape) == 2)
+    sets = [adapters(variant(case, number), f"{number}") for number in (1, 2)]
+    base = base_of(case)
+    weight = next(case.targets()).weight()
+    live = lycoris_algos.apply_(weight.double(), [(s[LAYER], 1.0) for s in sets]) - weight.double()
+    sources = [Source(own) for own in sets]
+    replayed = combine(sources, base, live_order=True).adapters[LAYER].delta(weight)
+    assert torch.allclose(replayed.double(), live, atol=1e-6)
+    based = combine(sources, base)
+    assert not torch.allclose(based.adapters[LAYER].delta(weight).double(), live, atol=1e-4)
+    assert "sees the weight as the others left it" in based.report()
+
+
+def test_layers_of_two_dialects_find_each_other() -> None:
+    kohya = linear(4, 1, layers=1)
+    tensors = linear(4, 2, layers=1)[LAYER].to_tensors()
+    comfy = adapters(tensors, "comfy", "diffusion_model.block.0.to.q")
+    other = adapters(tensors, "diffusers", "transformer.somewhere.else")
+    assert len(combine([Source(kohya), Source(comfy)]).adapters) == 1
+    combined = combine([Source(kohya), Source(other)])
+    assert len(combined.adapters) == 2
+    assert "have no partner" in combined.report()
+    known = {LAYER: "the same", "transformer.somewhere.else": "the same"}
+    plan = plan_combine([Source(kohya), Source(other)], same_layer=known.get)
+    assert len(run_combine(plan).adapters) == 1
+
+
+def test_an_enlarged_weight_stays_enlarged() -> None:
+    sets = []
+    for seed in (1, 2):
+        tensors = linear(4, seed, layers=1)[LAYER].to_tensors()
+        sets.append(adapters({**tensors, "reshape_weight": torch.tensor([64, 48])}, f"{seed}"))
+    base = WeightsInMemory({LAYER: torch.randn(64, 32)}, {})
+    for method in (Method.SUM, Method.TIES):
+        layer = combine([Source(own) for own in sets], base, method=method).adapters[LAYER]
+        assert layer.reshape is not None
+        assert layer.delta(base.weights[LAYER]).shape == (64, 48)
+    wanted = sets[0][LAYER].delta(base.weights[LAYER]) + sets[1][LAYER].delta(base.weights[LAYER])
+    summed = combine([Source(own) for own in sets], base).adapters[LAYER]
+    assert torch.allclose(summed.delta(base.weights[LAYER]), wanted, atol=1e-5)
+
+
+def test_embeddings_of_all_files_come_along() -> None:
+    tensors = linear(4, 1, layers=1)[LAYER].to_tensors()
+    stored = {f"{LAYER}.{suffix}": value for suffix, value in tensors.items()}
+    one, two = (
+        lycoris_algos.from_tensors({**stored, f"bundle_emb.{word}.clip_l": torch.randn(2, 768)}, name=word)
+        for word in ("first", "second")
+    )
+    assert set(combine([Source(one), Source(two)]).adapters.embeddings) == {"first", "second"}
+
+
+def test_adapters_of_different_models_are_refused() -> None:
+    with pytest.raises(lycoris_algos.ShapeMismatchError, match="different models"):
+        combine([Source(linear(4, 1)), Source(linear(4, 2, shape=(32, 48)))])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"density": 0.0}, {"density": 1.5}, {"scaling": 0.0}, {"gamma": 1.0}, {"epsilon": -1.0}],
+)
+def test_options_that_make_no_sense(options: dict[str, float]) -> None:
+    with pytest.raises(BadValueError):
+        CombineOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_stack_with_which_a_method_can_do_nothing() -> None:
+    with pytest.raises(BadValueError, match="the stack is empty"):
+        plan_combine([])
+    with pytest.raises(BadValueError, match="two adapters or more"):
+        plan_combine([Source(linear(4, 1))], CombineOptions(method=Method.SUBTRACT))
+    with pytest.raises(BadValueError, match="every strength"):
+        plan_combine([Source(linear(4, 1), 0.0, 0.0)])
+
+
+# ---- the run --------------------------------------------------------------------------------------------
+
+
+def test_progress_names_layers_and_cancel_stops_between_them() -> None:
+    plan = plan_combine([Source(linear(4, 1)), Source(linear(4, 2))])
+    seen: list[tuple[int, int, str]] = []
+    run_combine(plan, progress=lambda *step: seen.append(step))
+    assert [step[:2] for step in seen] == [(0, 3), (1, 3), (2, 3)]
+    assert seen[0][2] == LAYER
+    with pytest.raises(CancelledError):
+        run_combine(plan, cancel=lambda: True)
+
+
+def test_out_of_memory_on_a_layer_moves_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lycoris_algos.merge.combine import run
+
+    plan = plan_combine([Source(linear(4, 1)), Source(linear(4, 2))])
+    plain = run_combine(plan)
+    original = run._Run._combine
+    calls: list[str] = []
+
+    def failing(self: run._Run, parameter: object, rank: object, device: torch.device) -> object:
+        calls.append(device.type)
+        if device.type != "cpu":
+            if len(calls) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            device = torch.device("cpu")
+        return original(self, parameter, rank, device)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run._Run, "_combine", failing)
+    combined = run_combine(plan, "meta")
+    assert calls == ["meta", "meta", "cpu", "meta"]
+    first, second = (lycoris_algos.network.to_tensors(c.adapters) for c in (plain, combined))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert "computed on the CPU: lora_unet_block_1_to_q" in combined.report()
+
+
+def test_the_recipe_and_what_the_sources_agree_on_are_in_the_metadata() -> None:
+    shared = {"ss_base_model_version": "sdxl_base_v1-0", "ss_network_args": '{"rs_lora": "True"}'}
+    one = adapters(linear(4, 1)[LAYER].to_tensors(), "one", **shared, ss_v2="False")
+    two = adapters(linear(4, 2)[LAYER].to_tensors(), "two", **shared, ss_v2="True")
+    metadata = combine([Source(one, 0.5), Source(two)]).adapters.metadata
+    recipe = json.loads(metadata["lycoris_algos.recipe"])
+    assert [source["file"] for source in recipe["sources"]] == ["one", "two"]
+    assert recipe["sources"][0]["strength_model"] == 0.5
+    assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert "ss_v2" not in metadata
+    assert "ss_network_args" not in metadata
+    assert metadata["modelspec.merged_from"] == "one, two"
+
+
+@pytest.mark.parametrize("prefix", ["lora_te_", "lycoris_"])
+@pytest.mark.parametrize("method", LINEAR)
+def test_text_encoder_layers_have_their_own_strength(method: str, prefix: str) -> None:
+    text = f"{prefix}text_model_encoder_layers_0_self_attn_q_proj"
+    sets = []
+    for seed in (1, 2):
+        layers = {LAYER: linear(4, seed)[LAYER], text: linear(4, seed + 5)[LAYER]}
+        sets.append(AdapterSet(layers, name=f"{seed}"))
+    sources = [Source(sets[0], 1.0, 0.5), Source(sets[1], 0.25, 2.0)]
+    result = combine(sources, method=Method(method)).adapters
+    for name, weights in ((LAYER, (1.0, 0.25)), (text, (0.5, 2.0))):
+        deltas = [to_numpy(s[name].delta((64, 48)).double()) for s in sets]
+        wanted = expected(method, deltas, weights)
+        got = to_numpy(result[name].delta((64, 48))) if name in result else np.zeros((64, 48))
+        assert np.abs(got - wanted).max() < 1e-5 * np.abs(deltas).max()
