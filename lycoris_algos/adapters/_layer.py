@@ -318,7 +318,6 @@ class LayerAdapter:
         return apply_(weight, ((self, multiplier),))
 
 
-@torch.no_grad()
 def apply_(
     weight: Tensor,
     entries: Sequence[tuple[LayerAdapter, float]],
@@ -334,6 +333,9 @@ def apply_(
     without). An adapter that enlarges its weight makes a new tensor, which is returned instead, and
     ``weight`` stays as it is. Raises ShapeMismatchError before anything is changed.
     """
+    if torch.is_grad_enabled():  # ComfyUI has it off, and asking is cheaper than switching it off again
+        with torch.no_grad():
+            return apply_(weight, entries, transform=transform, inverse=inverse)
     active = [(layer, multiplier) for layer, multiplier in entries if multiplier != 0.0]
     shape = tuple(weight.shape)
     for layer, _ in active:

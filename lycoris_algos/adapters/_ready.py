@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..ops.rows import matrix_view, row_blocks, rows_per_block
+from ..ops.scratch import scratch
 from ._base import Component
 from ._modifiers import ReadyMagnitude
 
@@ -79,11 +80,11 @@ class ReadyLayer:
         """(first, last, V) of consecutive blocks of ``rows``; V lies in a buffer that is used again."""
         count, columns = rows.shape
         step = _block_rows(count, columns, rows.dtype, rows.device, self._component_unit())
-        buffer = rows.new_empty((step, columns))
-        for first, last in row_blocks(count, step):
-            block = buffer[: last - first].copy_(rows[first:last])
-            self._add(block, start + first, 1.0, rows[first:last])
-            yield first, last, block
+        with scratch((step, columns), rows.dtype, rows.device) as buffer:
+            for first, last in row_blocks(count, step):
+                block = buffer[: last - first].copy_(rows[first:last])
+                self._add(block, start + first, 1.0, rows[first:last])
+                yield first, last, block
 
     def _component_unit(self) -> int:
         units = [component.row_unit for component in self.components]
@@ -102,14 +103,14 @@ def update_(weight: Tensor, steps: Sequence[tuple[ReadyLayer, float]], dtype: to
     units = [layer.row_unit for layer, _ in steps]
     unit = 0 if 0 in units else math.lcm(*units)
     step = _block_rows(count, columns, dtype, weight.device, unit)
-    buffer = torch.empty((step, *weight.shape[1:]), dtype=dtype, device=weight.device)
-    for start, stop in row_blocks(count, step):
-        block = buffer[: stop - start]
-        block.copy_(weight[start:stop])
-        rows = block.view(stop - start, columns)
-        for layer, multiplier in steps:
-            layer.add_rows_(rows, start, multiplier)
-        weight[start:stop].copy_(block)
+    with scratch((step, *weight.shape[1:]), dtype, weight.device) as buffer:
+        for start, stop in row_blocks(count, step):
+            block = buffer[: stop - start]
+            block.copy_(weight[start:stop])
+            rows = block.view(stop - start, columns)
+            for layer, multiplier in steps:
+                layer.add_rows_(rows, start, multiplier)
+            weight[start:stop].copy_(block)
 
 
 def _block_rows(count: int, columns: int, dtype: torch.dtype, device: torch.device, unit: int) -> int:

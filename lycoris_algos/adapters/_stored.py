@@ -129,6 +129,11 @@ def require_matrix(name: str, value: Tensor) -> None:
         )
 
 
+def row_numel(value: Tensor) -> int:
+    """How many numbers each row of ``value`` (which has rows) holds. It is asked at every patch."""
+    return value.numel() // value.shape[0]
+
+
 def require_equal(what: str, sizes: Mapping[str, int]) -> None:
     """Raises ShapeMismatchError, naming all of ``sizes``, unless they are equal."""
     if len(set(sizes.values())) > 1:

@@ -9,6 +9,7 @@ shapes tell which, and where they fit both (r = i = o) the newer order is meant.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -22,7 +23,7 @@ from ..ops.rows import row_blocks, rows_per_block
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
 from ._keys import KeySpec
-from ._stored import number, require_matrix, tensor
+from ._stored import number, require_matrix, row_numel, tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +67,8 @@ class GLoRA(Core):
     @property
     def matrix_shape(self) -> tuple[int, int]:
         _, _, b1, b2 = self._in_order()
-        kernel = 1 if self.bm is None else self.bm[0, 0].numel()
-        return b1.shape[0], b2[0].numel() * kernel
+        kernel = 1 if self.bm is None else math.prod(self.bm.shape[2:])
+        return b1.shape[0], row_numel(b2) * kernel
 
     @property
     def weight_shape(self) -> tuple[int, ...] | None:
@@ -132,5 +133,5 @@ class GLoRA(Core):
 def _chained(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> bool:
     """Whether the factors can be multiplied in the newer order."""
     rank = a2.shape[0]
-    ranks_agree = a1[0].numel() == b1[0].numel() == b2.shape[0] == rank
-    return ranks_agree and a1.shape[0] == a2[0].numel() and b2[0].numel() % a1.shape[0] == 0
+    ranks_agree = row_numel(a1) == row_numel(b1) == b2.shape[0] == rank
+    return ranks_agree and a1.shape[0] == row_numel(a2) and row_numel(b2) % a1.shape[0] == 0

@@ -9,6 +9,7 @@ transposed, (r, o), wb (r, i). The rank is always that of ``hada_w1_b``, whose f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -18,11 +19,17 @@ from torch import Tensor
 
 from ..ops.dtypes import times, to_compute
 from ..ops.hadamard import fit_hadamard, khatri_rao
-from ..ops.rows import row_blocks, rows_per_block
+from ..ops.rows import mm_rows, row_blocks, rows_per_block
+from ..ops.scratch import scratch
 from ..ops.tucker import absorb_input
-from ._base import Core, scale
+from ._base import Core, pays, scale
 from ._keys import KeySpec
-from ._stored import number, require_equal, require_matrix, tensor
+from ._stored import number, require_equal, require_matrix, row_numel, tensor
+from .lora import LoRA
+
+# Up to this rank, one matrix product straight into the weight is faster than two products and a pass over
+# them (measured for ranks of 4, 6 and 8 with one and two threads; see docs/benchmarks.md).
+_AS_LORA = 36
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +64,7 @@ class LoHa(Core):
             require_matrix(name, value)
         for n, a, b, t in ((1, self.w1_a, self.w1_b, self.t1), (2, self.w2_a, self.w2_b, self.t2)):
             ranks = {f"hada_w{n}_b": b.shape[0]}
-            ranks[f"hada_w{n}_a"] = a[0].numel() if t is None else a.shape[0]
+            ranks[f"hada_w{n}_a"] = row_numel(a) if t is None else a.shape[0]
             if t is not None:
                 ranks[f"hada_t{n}"] = t.shape[0]
                 ranks[f"hada_t{n} (second axis)"] = t.shape[1]
@@ -70,8 +77,8 @@ class LoHa(Core):
     def _half_shape(self, half: int) -> tuple[int, int]:
         a, b, t = (self.w1_a, self.w1_b, self.t1) if half == 1 else (self.w2_a, self.w2_b, self.t2)
         if t is None:
-            return a.shape[0], b[0].numel()
-        return a[0].numel(), b[0].numel() * t[0, 0].numel()
+            return a.shape[0], row_numel(b)
+        return row_numel(a), row_numel(b) * math.prod(t.shape[2:])
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -80,7 +87,7 @@ class LoHa(Core):
     @property
     def weight_shape(self) -> tuple[int, ...] | None:
         if self.t1 is not None:
-            return (self.w1_a[0].numel(), self.w1_b[0].numel(), *self.t1.shape[2:])
+            return (row_numel(self.w1_a), row_numel(self.w1_b), *self.t1.shape[2:])
         # A flat factor is that of a Linear or of a convolution: LyCORIS stores both alike.
         return (self.w1_a.shape[0], *self.w1_b.shape[1:]) if self.w1_b.dim() > 2 else None
 
@@ -96,14 +103,19 @@ class LoHa(Core):
     def multiplied(self, factor: float) -> LoHa:
         return replace(self, w1_a=times(self.w1_a, factor))
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoHa:
+    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoHa | LoRA:
+        """The LoRA of rank r² that it is, where that is the faster one to add."""
+
         def half(a: Tensor, b: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
             a, b = to_compute(a, device, dtype).flatten(1), to_compute(b, device, dtype).flatten(1)
             return (a, b) if t is None else (a.T, absorb_input(to_compute(t, device, dtype), b))
 
         w1_a, w1_b = half(self.w1_a, self.w1_b, self.t1)
         w2_a, w2_b = half(self.w2_a, self.w2_b, self.t2)
-        return replace(self, w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, t1=None, t2=None)
+        if self.exact_rank <= _AS_LORA and pays(self.exact_rank, w1_a.shape[0], w1_b.shape[1]):
+            up, down = khatri_rao(w1_a, w1_b, w2_a, w2_b)
+            return LoRA(up, down, fixed_scale=scale(self.alpha, self.rank, self.fixed_scale))
+        return LoHa(w1_a, w1_b, w2_a, w2_b, None, None, self.alpha, self.fixed_scale)
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         w1 = (self.w1_a * scale(self.alpha, self.rank, self.fixed_scale)) @ self.w1_b
@@ -117,10 +129,10 @@ class LoHa(Core):
         # Both products are as large as the weight, so they are made a block at a time in two buffers.
         count, columns = rows.shape
         step = min(count, rows_per_block(columns, rows.dtype, rows.device))
-        first, second = rows.new_empty((2, step, columns))
         value = multiplier * scale(self.alpha, self.rank, self.fixed_scale)
-        for begin, end in row_blocks(count, step):
-            own = slice(start + begin, start + end)
-            w1 = torch.mm(self.w1_a[own], self.w1_b, out=first[: end - begin])
-            w2 = torch.mm(self.w2_a[own], self.w2_b, out=second[: end - begin])
-            rows[begin:end].addcmul_(w1, w2, value=value)
+        with scratch((2, step, columns), rows.dtype, rows.device) as (first, second):
+            for begin, end in row_blocks(count, step):
+                own = slice(start + begin, start + end)
+                w1 = mm_rows(self.w1_a[own], self.w1_b, first[: end - begin])
+                w2 = mm_rows(self.w2_a[own], self.w2_b, second[: end - begin])
+                rows[begin:end].addcmul_(w1, w2, value=value)

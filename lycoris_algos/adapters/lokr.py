@@ -10,6 +10,7 @@ are whole, where trainers ignore alpha.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -23,7 +24,7 @@ from ..ops.lowrank import best_factors
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
 from ._keys import KeySpec
-from ._stored import number, require_equal, require_matrix, tensor
+from ._stored import number, require_equal, require_matrix, row_numel, tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +67,10 @@ class LoKr(Core):
         for name, value in self.tensors():
             require_matrix(name, value)
         if self.w1_a is not None and self.w1_b is not None:
-            require_equal("rank", {"lokr_w1_a": self.w1_a[0].numel(), "lokr_w1_b": self.w1_b.shape[0]})
+            require_equal("rank", {"lokr_w1_a": row_numel(self.w1_a), "lokr_w1_b": self.w1_b.shape[0]})
         if self.w2_a is not None and self.w2_b is not None:
             ranks = {"lokr_w2_b": self.w2_b.shape[0]}
-            ranks["lokr_w2_a"] = self.w2_a[0].numel() if self.t2 is None else self.w2_a.shape[0]
+            ranks["lokr_w2_a"] = row_numel(self.w2_a) if self.t2 is None else self.w2_a.shape[0]
             if self.t2 is not None:
                 ranks["lokr_t2"] = self.t2.shape[0]
                 ranks["lokr_t2 (second axis)"] = self.t2.shape[1]
@@ -89,17 +90,17 @@ class LoKr(Core):
     def first_shape(self) -> tuple[int, int]:
         """(o1, i1), the shape of w1."""
         if self.w1 is not None:
-            return self.w1.shape[0], self.w1[0].numel()
+            return self.w1.shape[0], row_numel(self.w1)
         a, b = _both(self.w1_a, self.w1_b)
-        return a.shape[0], b[0].numel()
+        return a.shape[0], row_numel(b)
 
     def _second_shape(self) -> tuple[int, int]:
         if self.w2 is not None:
-            return self.w2.shape[0], self.w2[0].numel()
+            return self.w2.shape[0], row_numel(self.w2)
         a, b = _both(self.w2_a, self.w2_b)
         if self.t2 is None:
-            return a.shape[0], b[0].numel()
-        return a[0].numel(), b[0].numel() * self.t2[0, 0].numel()
+            return a.shape[0], row_numel(b)
+        return row_numel(a), row_numel(b) * math.prod(self.t2.shape[2:])
 
     @property
     def weight_shape(self) -> tuple[int, ...] | None:
@@ -108,7 +109,7 @@ class LoKr(Core):
             return (o1 * o2, i1 * self.w2.shape[1], *self.w2.shape[2:])
         _, b = _both(self.w2_a, self.w2_b)
         # A flat pair is that of a Linear or of a convolution: LyCORIS stores both alike.
-        return None if self.t2 is None else (o1 * o2, i1 * b[0].numel(), *self.t2.shape[2:])
+        return None if self.t2 is None else (o1 * o2, i1 * row_numel(b), *self.t2.shape[2:])
 
     @property
     def exact_rank(self) -> int:

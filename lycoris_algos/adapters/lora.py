@@ -9,6 +9,7 @@ input channels of one group. DyLoRA of kohya's kind and extracted LoCon are stor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -21,7 +22,7 @@ from ..ops.lowrank import best_factors
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
 from ._keys import KeySpec
-from ._stored import number, require_equal, require_matrix, tensor
+from ._stored import number, require_equal, require_matrix, row_numel, tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class LoRA(Core):
     def check(self) -> None:
         for name, value in self.tensors():
             require_matrix(name, value)
-        ranks = {"lora_up.weight": self.up[0].numel(), "lora_down.weight": self.down.shape[0]}
+        ranks = {"lora_up.weight": row_numel(self.up), "lora_down.weight": self.down.shape[0]}
         if self.mid is not None:
             ranks["lora_mid.weight"] = self.mid.shape[0]
             ranks["lora_mid.weight (second axis)"] = self.mid.shape[1]
@@ -57,8 +58,8 @@ class LoRA(Core):
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        kernel = 1 if self.mid is None else self.mid[0, 0].numel()
-        return self.up.shape[0], self.down[0].numel() * kernel
+        kernel = 1 if self.mid is None else math.prod(self.mid.shape[2:])
+        return self.up.shape[0], row_numel(self.down) * kernel
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -86,7 +87,7 @@ class LoRA(Core):
         down = to_compute(self.down, device, dtype).flatten(1)
         if self.mid is not None:
             down = absorb_input(to_compute(self.mid, device, dtype), down)
-        return replace(self, up=up, down=down, mid=None)
+        return LoRA(up, down, None, self.alpha, self.fixed_scale)
 
     def best(self, rank: int) -> LoRA:
         """The best approximation by singular value with ``rank`` ranks, at the same scale."""

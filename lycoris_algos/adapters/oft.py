@@ -25,6 +25,7 @@ from ..errors import ShapeMismatchError
 from ..ops.dtypes import to_compute
 from ..ops.orthogonal import cayley, skew_from_blocks
 from ..ops.rows import row_blocks, rows_per_block
+from ..ops.scratch import scratch
 from ._base import Component, Core, IndirectCore
 from ._keys import KeySpec
 from ._stored import number, tensor
@@ -76,12 +77,12 @@ class BlockRotation(Core):
         change = self._change().mT[start // size :]
         count = rows.shape[0] // size
         step = min(count, rows_per_block(columns * size, rows.dtype, rows.device))
-        buffer = rows.new_empty((step, size, columns))
-        for first, last in row_blocks(count, step):
-            own = slice(first * size, last * size)
-            blocks = base[own].view(last - first, size, columns)
-            turned = torch.bmm(change[first:last], blocks, out=buffer[: last - first])
-            rows[own].view(turned.shape).add_(turned, alpha=multiplier)
+        with scratch((step, size, columns), rows.dtype, rows.device) as buffer:
+            for first, last in row_blocks(count, step):
+                own = slice(first * size, last * size)
+                blocks = base[own].view(last - first, size, columns)
+                turned = torch.bmm(change[first:last], blocks, out=buffer[: last - first])
+                rows[own].view(turned.shape).add_(turned, alpha=multiplier)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ from ..errors import BadValueError, ShapeMismatchError
 from ..ops.dtypes import to_compute
 from ..ops.orthogonal import block_size, cayley, cayley_neumann, skew_from_triangle
 from ..ops.rows import row_blocks, rows_per_block
+from ..ops.scratch import scratch
 from ._base import Core
 from ._keys import KeySpec
 from ._stored import number, tensor
@@ -110,9 +111,9 @@ class OFTv2(Core):
         blocks, size = self.change.shape[:2]
         count, columns = rows.shape
         step = min(count, rows_per_block(columns, rows.dtype, rows.device))
-        buffer = rows.new_empty((blocks * step * size,))
-        for first, last in row_blocks(count, step):
-            own = base[first:last].view(last - first, blocks, size).transpose(0, 1)
-            into = buffer[: own.numel()].view(own.shape)
-            turned = torch.bmm(own, self.change, out=into).transpose(0, 1)
-            rows[first:last].view(turned.shape).add_(turned, alpha=multiplier)
+        with scratch((blocks * step * size,), rows.dtype, rows.device) as buffer:
+            for first, last in row_blocks(count, step):
+                own = base[first:last].view(last - first, blocks, size).transpose(0, 1)
+                into = buffer[: own.numel()].view(own.shape)
+                turned = torch.bmm(own, self.change, out=into).transpose(0, 1)
+                rows[first:last].view(turned.shape).add_(turned, alpha=multiplier)

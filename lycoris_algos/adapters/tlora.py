@@ -25,7 +25,7 @@ from ..errors import BadValueError, ShapeMismatchError
 from ..ops.dtypes import compute_dtype, to_compute
 from ._base import Core
 from ._keys import KeySpec
-from ._stored import number, require_equal, require_matrix, tensor
+from ._stored import number, require_equal, require_matrix, row_numel, tensor
 from .lora import LoRA
 
 # Share of P's space that must lie in the base's principal space. A random space of r in o dimensions shares
@@ -57,12 +57,12 @@ class TLoRA(Core):
     def check(self) -> None:
         require_matrix("q_layer.weight", self.q)
         require_matrix("p_layer.weight", self.p)
-        ranks = {"q_layer.weight": self.q.shape[0], "p_layer.weight": self.p[0].numel()}
+        ranks = {"q_layer.weight": self.q.shape[0], "p_layer.weight": row_numel(self.p)}
         require_equal("rank", {**ranks, "lambda_layer": self.values.numel()})
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        return self.p.shape[0], self.q[0].numel()
+        return self.p.shape[0], row_numel(self.q)
 
     @property
     def exact_rank(self) -> int:
@@ -75,7 +75,7 @@ class TLoRA(Core):
     def prepare(self, base_weight: Callable[[], Tensor]) -> LoRA:
         """The LoRA of rank 2r. Raises BadValueError if the file was not initialised as principal."""
         base = base_weight()
-        if base.numel() != self.p.shape[0] * self.q[0].numel():
+        if base.numel() != self.p.shape[0] * row_numel(self.q):
             raise ShapeMismatchError(f"T-LoRA was given a base weight of {tuple(base.shape)}")
         dtype = compute_dtype(base.dtype)
         matrix = base.reshape(base.shape[0], -1).to(dtype)

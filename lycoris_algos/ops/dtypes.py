@@ -30,10 +30,11 @@ def to_compute(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tens
     The bytes travel in the stored dtype (half the traffic for fp16) and are cast on the target, except
     where the target cannot hold that dtype at all (float8 and float64 on Apple's MPS).
     """
+    if tensor.device == device:
+        return tensor.to(dtype)
     if device.type == "mps" and (tensor.element_size() == 1 or tensor.dtype == torch.float64):
         tensor = tensor.to(dtype)
-    moved = tensor if tensor.device == device else tensor.to(device, non_blocking=True)
-    return moved.to(dtype)
+    return tensor.to(device, non_blocking=True).to(dtype)
 
 
 def times(tensor: Tensor, factor: float) -> Tensor:

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-# Bytes of one scratch block. On a CPU: large enough that a matrix product over it runs at full speed on all
-# cores, and no larger, because a small weight pays for the fresh pages of its scratch (measured from 0.25 to
-# 8 MiB; see docs/benchmarks.md). On a GPU kernels want whole tensors, so the bound only keeps the scratch of
-# the very largest layers small beside the layer.
-_CPU_BLOCK = 2**20
+# Bytes of one scratch block. On a CPU, of every thread: what one works on at a time stays in the cache of
+# its core, and a small weight pays for the fresh pages of its scratch (measured from 0.25 to 8 MiB with one
+# and two threads; see docs/benchmarks.md). On a GPU kernels want whole tensors, so the bound only keeps the
+# scratch of the very largest layers small beside the layer.
+_CPU_THREAD_BLOCK = 2**19
 _GPU_BLOCK = 256 * 2**20
 
 
@@ -26,6 +26,8 @@ def matrix_view(weight: Tensor) -> Tensor | None:
 
     Channels-last convolutions are the usual case of None. A scalar becomes (1, 1), a vector (o, 1).
     """
+    if weight.dim() == 2:
+        return weight
     rows = weight.shape[0] if weight.dim() else 1
     try:
         return weight.view(rows, weight.numel() // max(rows, 1))
@@ -34,15 +36,32 @@ def matrix_view(weight: Tensor) -> Tensor | None:
 
 
 def rows_per_block(columns: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many rows of ``columns`` numbers make one scratch block on ``device``; at least 1."""
-    block = _CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK
-    return max(1, block // max(1, columns * dtype.itemsize))
+    """How many rows of ``columns`` numbers make one scratch block on ``device``; as many for each thread."""
+    block = _CPU_THREAD_BLOCK if device.type == "cpu" else _GPU_BLOCK
+    return max(1, block // max(1, columns * dtype.itemsize)) * _threads(device)
+
+
+def _threads(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def row_blocks(rows: int, step: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of consecutive blocks of at most ``step`` rows that cover ``rows``."""
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
+
+
+def mm_rows(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """a (n, k)·b (k, c) into ``out`` (n, c), contiguous, for an elementwise pass over it to follow.
+
+    On a CPU each thread makes the rows that such a pass gives it, and finds them in its own cache: a product
+    of few ranks is bound by that, not by arithmetic. A plain ``mm`` shares the work out in other ways.
+    """
+    threads, rows = _threads(out.device), out.shape[0]
+    if threads == 1 or rows % threads:
+        return torch.mm(a, b, out=out)
+    shares = (threads, rows // threads, -1)
+    return torch.bmm(a.view(shares), b.expand(threads, -1, -1), out=out.view(shares)).view_as(out)
 
 
 def stacked(pieces: Sequence[Tensor]) -> Tensor:

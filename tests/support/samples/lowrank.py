@@ -65,6 +65,9 @@ def _loha(draw: Draw) -> Iterator[Case]:
         rows, inputs, kernel = shape[0], shape[1], shape[2:]
         flat = halves((rows, 3), (3, inputs * kernel_size(shape)))
         yield Case(kind, ("loha",), {**flat, "alpha": alpha(2)}, shape)
+        # A rank whose square is too large for a product of that rank to be the faster way.
+        high = halves((rows, 7), (7, inputs * kernel_size(shape)))
+        yield Case(f"{kind}-rank_7", ("loha",), {**high, "alpha": alpha(2)}, shape)
         if kernel:  # as OneTrainer stores convolutions
             ones = (1,) * len(kernel)
             whole = halves((rows, 3, *ones), (3, inputs, *kernel))

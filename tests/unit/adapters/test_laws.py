@@ -12,12 +12,13 @@ import pytest
 import torch
 from laws import FACTOR_DTYPES, MULTIPLIERS, WEIGHT_DTYPES, adapter, every_case, every_target, factors
 from oracles import ORACLES, check_delta, check_rounded_once, expected_delta, same_bits, to_numpy, tolerance
+from row_blocks import set_blocks
 from samples import CASES, Case, Target
 from torch import Tensor
 
 from lycoris_algos import LayerAdapter
 from lycoris_algos.adapters import component, cores, modifiers, parts
-from lycoris_algos.ops import rows
+from lycoris_algos.ops.rows import rows_per_block
 
 # ---- the samples cover the library --------------------------------------------------------------------
 
@@ -248,9 +249,9 @@ def test_any_size_of_block(target: Target, monkeypatch: pytest.MonkeyPatch) -> N
         base = to_numpy(start)
         change = 0.7 * expected_delta(target.algos, target.case.tensors, start)
         tau = tolerance(target.case, dtype, base, change)
-        for wanted in (1, 2, 5):
-            monkeypatch.setattr(rows, "_CPU_BLOCK", wanted * columns * 4)
-            assert rows.rows_per_block(columns, torch.float32, torch.device("cpu")) == wanted
+        for wanted, threads in ((1, 1), (2, 1), (5, 1), (1, 2), (1, 3)):
+            set_blocks(monkeypatch, wanted * columns * 4, threads)
+            assert rows_per_block(columns, torch.float32, torch.device("cpu")) == wanted * threads
             check_rounded_once(layer.add_to_(start.clone(), 0.7), base + change, tau)
 
 

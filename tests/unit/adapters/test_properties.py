@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import check_delta, check_rounded_once, expected_delta, same_bits, to_numpy, tolerance
+from row_blocks import set_blocks
 from samples import Case
 from strategies import STRATEGIES, any_case, multipliers, weight_dtypes
 
 from lycoris_algos import LayerAdapter, apply_
 from lycoris_algos.adapters import cores
-from lycoris_algos.ops import rows
 
 blocks = st.integers(1, 600)
 
@@ -41,7 +41,7 @@ def test_update_is_the_formula_whatever_the_blocks(
     base = to_numpy(start)
     change = multiplier * expected_delta(case.algos, case.tensors, start)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "_CPU_BLOCK", block)
+        set_blocks(patch, block)
         weight = LayerAdapter.from_tensors(case.tensors).add_to_(start.clone(), multiplier)
     check_rounded_once(weight, base + change, tolerance(case, dtype, base, change))
     if multiplier == 0:
@@ -61,7 +61,7 @@ def test_update_goes_into_any_view(case: Case, multiplier: float, block: int, ra
     base = to_numpy(start)
     change = multiplier * expected_delta(case.algos, case.tensors, start)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "_CPU_BLOCK", block)
+        set_blocks(patch, block)
         LayerAdapter.from_tensors(case.tensors).add_to_(view, multiplier)
     check_rounded_once(view, base + change, tolerance(case, torch.float32, base, change))
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from row_blocks import set_blocks
 
-from lycoris_algos.ops import rows
-from lycoris_algos.ops.rows import matrix_view, row_blocks, rows_per_block
+from lycoris_algos.ops.rows import matrix_view, mm_rows, row_blocks, rows_per_block
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
         ((5, 3, 2), (5, 6)),
         ((5, 3, 2, 4), (5, 24)),
         ((5, 3, 2, 4, 2), (5, 48)),
-        ((0, 3), (0, 0)),
+        ((0, 3), (0, 3)),
         ((3, 0), (3, 0)),
     ],
     ids=str,
@@ -65,14 +65,36 @@ def test_blocks_cover_every_row_once_in_order(count: int, step: int) -> None:
     assert all(0 < stop - start <= step for start, stop in found)
 
 
-@given(st.integers(0, 10_000), st.sampled_from((torch.float32, torch.float64)), st.integers(1, 1 << 22))
-def test_a_block_fits_its_bound_or_is_one_row(columns: int, dtype: torch.dtype, bound: int) -> None:
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from((torch.float32, torch.float64)),
+    st.integers(1, 1 << 22),
+    st.integers(1, 5),
+)
+def test_a_block_is_as_many_rows_for_each_thread_as_fit_its_cache(
+    columns: int, dtype: torch.dtype, size: int, threads: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "_CPU_BLOCK", bound)
+        set_blocks(patch, size, threads)
         count = rows_per_block(columns, dtype, CPU)
-    assert count >= 1
-    assert count == 1 or count * columns * dtype.itemsize <= bound
-    assert (count + 1) * max(1, columns) * dtype.itemsize > bound, "one row more would fit as well"
+    each, rest = divmod(count, threads)
+    assert each >= 1
+    assert rest == 0
+    assert each == 1 or each * columns * dtype.itemsize <= size
+    assert (each + 1) * max(1, columns) * dtype.itemsize > size, "one row more would fit as well"
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 9), st.integers(1, 4), st.booleans())
+def test_a_product_by_threads_is_the_product(n: int, k: int, c: int, threads: int, turned: bool) -> None:
+    generator = torch.Generator().manual_seed(n)
+    a = torch.randn((k, n), generator=generator).T if turned else torch.randn((n, k), generator=generator)
+    b = torch.randn((k, c), generator=generator)
+    out = torch.full((n, c), torch.nan)
+    with pytest.MonkeyPatch.context() as patch:
+        set_blocks(patch, 1, threads)
+        found = mm_rows(a, b, out)
+    assert found.data_ptr() == out.data_ptr()
+    torch.testing.assert_close(found, a @ b)
 
 
 def test_a_gpu_gets_larger_blocks() -> None:

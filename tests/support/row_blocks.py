@@ -1,0 +1,13 @@
+"""Setting the size of the blocks of rows that weights are worked on in, to try the edges of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from lycoris_algos.ops import rows
+
+
+def set_blocks(patch: pytest.MonkeyPatch, size: int, threads: int = 1) -> None:
+    """Makes a block on a CPU ``size`` bytes for each of ``threads`` threads, whatever PyTorch has."""
+    patch.setattr(rows, "_CPU_THREAD_BLOCK", size)
+    patch.setattr(rows, "_threads", lambda device: threads)
