@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class KeySpec:
     together: tuple[tuple[str, ...], ...] = ()
     optional: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """Every suffix that this algorithm may be stored under."""
         forms = (name for choice in self.choices for form in choice for name in form)

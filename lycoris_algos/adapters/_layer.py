@@ -8,6 +8,7 @@ stored as, and rounded once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -384,8 +385,8 @@ def _only(matching: Sequence[_S]) -> _S | None:
 def _require_finite(name: str, value: Tensor) -> None:
     # A sum is one fast pass, and is finite unless an element is not, or (rarely) the sum itself overflows:
     # only then is every element looked at.
-    wide = value if value.dtype in (torch.float32, torch.float64) else value.float()
-    if bool(torch.isfinite(wide.sum())):
+    wide = value.float() if value.element_size() == 1 else value  # float8 has no sums
+    if math.isfinite(wide.sum(dtype=compute_dtype(value.dtype))):
         return
     bad = wide.numel() - int(torch.isfinite(wide).sum())
     if bad:

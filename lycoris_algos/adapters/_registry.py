@@ -91,14 +91,15 @@ def detect_core(tensors: Mapping[str, Tensor]) -> type[Core]:
 
     Raises UnknownAdapterError, naming the nearest algorithm and what is missing, or AmbiguousAdapterError.
     """
-    found = {cls: cls.keys.problems(tensors) or cls.shape_problems(tensors) for cls in _CORES.values()}
-    accepting = [cls for cls, problems in found.items() if not problems]
+    possible = [cls for cls in _CORES.values() if tensors.keys() <= cls.keys.names]
+    accepting = [cls for cls in possible if not _problems(cls, tensors)]
     if len(accepting) == 1:
         return accepting[0]
     names = ", ".join(sorted(tensors))
     if accepting:
         titles = ", ".join(cls.title for cls in accepting)
         raise AmbiguousAdapterError(f"its tensors ({names}) fit several algorithms: {titles}")
+    found = {cls: _problems(cls, tensors) for cls in _CORES.values()}
     own = {cls: len((cls.keys.names & tensors.keys()) - _SHARED) for cls in found}
     nearest = max(found, key=lambda cls: (own[cls], -len(found[cls])))
     if not own[nearest]:
@@ -108,3 +109,7 @@ def detect_core(tensors: Mapping[str, Tensor]) -> type[Core]:
         f"{'; '.join(found[nearest])}. "
         "The file is damaged or was made by a program that this pack does not know"
     )
+
+
+def _problems(cls: type[Core], tensors: Mapping[str, Tensor]) -> list[str]:
+    return cls.keys.problems(tensors) or cls.shape_problems(tensors)

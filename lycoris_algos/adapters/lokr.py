@@ -137,26 +137,28 @@ class LoKr(Core):
         return replace(self, w1_a=times(_both(self.w1_a, self.w1_b)[0], factor))
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoKr:
-        """w1 whole with s in it; w2 whole too, unless w1 is so small that w2 is nearly the weight."""
-        w1 = self._first(device, dtype)
+        """w1 whole; w2 whole too, unless w1 is so small that w2 is nearly the weight."""
+        w1, s = self._first(device, dtype), self._scale
         if self.w2 is None and w1.numel() < _WHOLE_FROM:
             a, b = self._second_halves(device, dtype)
             if b.shape[0] < min(a.shape[0], b.shape[1]):
-                return LoKr(w1=w1, w2_a=a, w2_b=b)
-        return LoKr(w1=w1, w2=self._second(device, dtype))
+                return LoKr(w1=w1, w2_a=a, w2_b=b, fixed_scale=s)
+        return LoKr(w1=w1, w2=self._second(device, dtype), fixed_scale=s)
 
     def ready_whole(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(w1 with s in it, w2) as matrices on ``device`` in ``dtype``."""
-        return self._first(device, dtype), self._second(device, dtype)
+        w1, s = self._first(device, dtype), self._scale
+        return w1 if s == 1.0 else w1 * s, self._second(device, dtype)
+
+    @property
+    def _scale(self) -> float:
+        return scale(self.alpha, self.rank, self.fixed_scale)
 
     def _first(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         if self.w1 is not None:
-            w1 = to_compute(self.w1, device, dtype).flatten(1)
-        else:
-            a, b = (to_compute(f, device, dtype).flatten(1) for f in _both(self.w1_a, self.w1_b))
-            w1 = a @ b
-        s = scale(self.alpha, self.rank, self.fixed_scale)
-        return w1 if s == 1.0 else w1 * s
+            return to_compute(self.w1, device, dtype).flatten(1)
+        a, b = (to_compute(f, device, dtype).flatten(1) for f in _both(self.w1_a, self.w1_b))
+        return a @ b
 
     def _second(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         if self.w2 is not None:
@@ -194,14 +196,16 @@ class LoKr(Core):
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         assert self.w1 is not None  # a ready form has it
         w2 = self.w2 if self.w2 is not None else torch.mm(*_both(self.w2_a, self.w2_b))
-        return torch.kron(self.w1, w2.contiguous())
+        return torch.kron(self.w1 * self._scale, w2.contiguous())
 
     def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         assert self.w1 is not None
-        return kron_factors(self.w1, self.w2 if self.w2 is not None else _both(self.w2_a, self.w2_b))
+        w2 = self.w2 if self.w2 is not None else _both(self.w2_a, self.w2_b)
+        return kron_factors(self.w1 * self._scale, w2)
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         assert self.w1 is not None
+        multiplier *= self._scale
         if self.w2 is not None:
             add_kron_rows_(rows, start, self.w1, self.w2, multiplier)
             return
