@@ -86,7 +86,7 @@ def apply_stack(
     report = [
         _strengths(strength_model, strength_clip, clip),
         *(_file_report(item, of_clip is not None) for item in found),
-        *_meeting_lines(model_matches, clip_matches),
+        *_meeting_lines((of_model, model_matches), (of_clip, clip_matches)),
     ]
     patched_clip = _patched(clip, of_clip, clip_matches, strength_clip)
     return Applied(
@@ -164,22 +164,26 @@ def _patched(
     return clone
 
 
-def _meeting_lines(*wired: Sequence[tuple[Match, float]]) -> list[str]:
-    """Names the layers that two adapters change whose change depends on the weight: there, order counts."""
+_DEPENDS = "one change depends on the weight"
+
+
+def _meeting_lines(*wired: tuple[Targets | None, Sequence[tuple[Match, float]]]) -> list[str]:
+    """Names the layers where an adapter that depends on the weight meets another change: order counts."""
     meetings: list[Unmatched] = []
-    for matches in wired:
-        dependent = [
-            (item.weight, item.layer)
-            for found, multiplier in matches
-            for item in found.placed
-            if multiplier != 0.0 and item.adapter.needs_weight
-        ]
-        counts = Counter(target for target, _ in dependent)
-        named = {target: layer for target, layer in dependent if counts[target] > 1}
-        meetings += [Unmatched(layer, "two adapters that depend on the weight") for layer in named.values()]
+    for targets, matches in wired:
+        if targets is None:
+            continue
+        found = [item for match, multiplier in matches if multiplier != 0.0 for item in match.placed]
+        counts = Counter(item.weight for item in found)
+        dependent = {item.weight: item.layer for item in found if item.adapter.needs_weight}
+        for weight, layer in dependent.items():
+            if counts[weight] > 1:
+                meetings.append(Unmatched(layer, f"{_DEPENDS}, another changes it too"))
+            elif weight is not None and targets.changed_before(weight):
+                meetings.append(Unmatched(layer, f"{_DEPENDS}, an earlier node changes it too"))
     if not meetings:
         return []
-    return ["the order of the stack matters on these layers:", *unmatched_lines(meetings)]
+    return ["the order of the changes matters on these layers:", *unmatched_lines(meetings)]
 
 
 def _strengths(strength_model: float, strength_clip: float, clip: Any) -> str:

@@ -132,6 +132,12 @@ class Targets:
             return PLAIN
         return INVOLUTION if target[2] is comfy.utils.swap_scale_shift else FUNCTION
 
+    def changed_before(self, target: Target) -> bool:
+        """Whether the patcher holds a patch of ``target``, or of rows that it shares, already."""
+        key, own = (target, None) if isinstance(target, str) else target[:2]
+        held = self.patcher.patches.get(key, ())
+        return any(strength != 0.0 and _overlap(own, offset) for strength, _, _, offset, _ in held)
+
     def base_weight(self, target: Target) -> Any:
         """The unpatched weight of ``target`` as the layer was trained, in float32, where ComfyUI computes."""
         key = target if isinstance(target, str) else target[0]
@@ -155,6 +161,13 @@ class Targets:
         if dim >= len(shape) or start + length > shape[dim]:
             return None
         return (*shape[:dim], length, *shape[dim + 1 :])
+
+
+def _overlap(one: tuple[int, int, int] | None, other: tuple[int, int, int] | None) -> bool:
+    """Whether two slices (dim, start, length) of a parameter share a number; None is all of it."""
+    if one is None or other is None or one[0] != other[0]:
+        return True
+    return one[1] < other[1] + other[2] and other[1] < one[1] + one[2]
 
 
 def model_targets(model: Any) -> Targets:

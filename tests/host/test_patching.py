@@ -276,9 +276,47 @@ def test_the_report_names_the_layers_where_the_order_of_a_stack_counts(
     _, _, report = apply.files(model, one, two)
     about_order = report.partition("order")[2]
     assert TO_Q in about_order
+    assert other in about_order, "a plain LoRA counts for the norms that a DoRA takes after it"
 
     _, _, report = apply.files(model, {other: tiny.make("lora", ff)}, {other: tiny.make("lokr", ff)})
     assert "order" not in report
+
+
+@pytest.mark.parametrize("from_core", [True, False])
+def test_the_report_names_the_layers_that_an_earlier_node_has_changed(
+    from_core: bool, sd15: tuple[Any, Any], apply: Any, folders: Path
+) -> None:
+    import nodes
+
+    model, clip = sd15
+    other, other_key = list(LAYERS.items())[2]
+    q, ff = (tiny.parameter(model, key) for key in (TO_Q_KEY, other_key))
+    earlier = {TO_Q: tiny.make("lora", q, "earlier")}
+    tiny.save(folders / "loras" / "earlier.safetensors", earlier)
+    if from_core:
+        changed = nodes.LoraLoader().load_lora(model, clip, "earlier.safetensors", 0.8, 0.8)[0]
+    else:
+        changed = apply.files(model, earlier)[0]
+
+    _, _, report = apply.files(changed, {TO_Q: tiny.make("dora", q), other: tiny.make("dora", ff)})
+    about_order = report.partition("order")[2]
+    assert TO_Q in about_order
+    assert "earlier node" in about_order
+    assert other not in about_order
+
+    _, _, report = apply.files(changed, {TO_Q: tiny.make("lokr", q)})
+    assert "order" not in report
+
+
+def test_other_rows_of_a_fused_weight_do_not_meet(sd3: Any, apply: Any) -> None:
+    block = "lora_transformer_transformer_blocks_0_attn_to_"
+    fused = tiny.parameter(sd3, "diffusion_model.joint_blocks.0.x_block.attn.qkv.weight")
+    rows = fused.chunk(3)
+    dora = {f"{block}q": tiny.make("dora", rows[0])}
+    changed, _, _ = apply.files(sd3, {f"{block}k": tiny.make("lora", rows[1])})
+    assert "order" not in apply.files(changed, dora)[2]
+    changed, _, _ = apply.files(sd3, {f"{block}q": tiny.make("lora", rows[0])})
+    assert f"{block}q" in apply.files(changed, dora)[2].partition("order")[2]
 
 
 @pytest.mark.parametrize("ours_first", [True, False])
