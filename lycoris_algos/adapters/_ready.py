@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops.rows import matrix_view, row_blocks, rows_per_block
+from ..ops.rows import matrix_view, row_blocks, rows_per_block, threads
 from ..ops.scratch import scratch
 from ._base import Component
 from ._modifiers import ReadyMagnitude
@@ -79,9 +79,10 @@ class ReadyLayer:
     def _combined(self, rows: Tensor, start: int) -> Iterator[tuple[int, int, Tensor]]:
         """(first, last, V) of consecutive blocks of ``rows``; V lies in a buffer that is used again."""
         count, columns = rows.shape
-        step = _block_rows(count, columns, rows.dtype, rows.device, self._component_unit())
+        unit = self._component_unit() or count
+        step = _block_rows(count, columns, rows.dtype, rows.device, unit)
         with scratch((step, columns), rows.dtype, rows.device) as buffer:
-            for first, last in row_blocks(count, step):
+            for first, last in row_blocks(count, step, unit):
                 block = buffer[: last - first].copy_(rows[first:last])
                 self._add(block, start + first, 1.0, rows[first:last])
                 yield first, last, block
@@ -101,10 +102,10 @@ def update_(weight: Tensor, steps: Sequence[tuple[ReadyLayer, float]], dtype: to
     weight = weight if weight.dim() else weight.view(1)
     count, columns = weight.shape[0], weight[0].numel()
     units = [layer.row_unit for layer, _ in steps]
-    unit = 0 if 0 in units else math.lcm(*units)
+    unit = count if 0 in units else math.lcm(threads(weight.device), *units)
     step = _block_rows(count, columns, dtype, weight.device, unit)
     with scratch((step, *weight.shape[1:]), dtype, weight.device) as buffer:
-        for start, stop in row_blocks(count, step):
+        for start, stop in row_blocks(count, step, unit):
             block = buffer[: stop - start]
             block.copy_(weight[start:stop])
             rows = block.view(stop - start, columns)
@@ -114,8 +115,6 @@ def update_(weight: Tensor, steps: Sequence[tuple[ReadyLayer, float]], dtype: to
 
 
 def _block_rows(count: int, columns: int, dtype: torch.dtype, device: torch.device, unit: int) -> int:
-    """Rows of one block: as many as fit the cache, in whole ``unit``s; all of them where ``unit`` is 0."""
-    if unit == 0:
-        return count
+    """Rows of one block: as many as fit the cache, in whole ``unit``s."""
     step = rows_per_block(columns, dtype, device)
     return min(count, max(unit, step // unit * unit))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..ops.dtypes import times, to_compute
 from ..ops.hadamard import fit_hadamard, khatri_rao
-from ..ops.rows import mm_rows, row_blocks, rows_per_block
+from ..ops.rows import mm_rows, row_blocks, rows_per_block, threads
 from ..ops.scratch import scratch
 from ..ops.tucker import absorb_input
 from ._base import Core, pays, scale
@@ -30,6 +30,8 @@ from .lora import LoRA
 # Up to this rank, one matrix product straight into the weight is faster than two products and a pass over
 # them (measured for ranks of 4, 6 and 8 with one and two threads; see docs/benchmarks.md).
 _AS_LORA = 36
+# So many numbers are dealt with at once: there, blocks cost more than they save.
+_SMALL = 2**17
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,10 +130,14 @@ class LoHa(Core):
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         # Both products are as large as the weight, so they are made a block at a time in two buffers.
         count, columns = rows.shape
-        step = min(count, rows_per_block(columns, rows.dtype, rows.device))
         value = multiplier * scale(self.alpha, self.rank, self.fixed_scale)
+        if rows.numel() <= _SMALL:
+            own = slice(start, start + count)
+            rows.addcmul_(self.w1_a[own] @ self.w1_b, self.w2_a[own] @ self.w2_b, value=value)
+            return
+        step = min(count, rows_per_block(columns, rows.dtype, rows.device))
         with scratch((2, step, columns), rows.dtype, rows.device) as (first, second):
-            for begin, end in row_blocks(count, step):
+            for begin, end in row_blocks(count, step, threads(rows.device)):
                 own = slice(start + begin, start + end)
                 w1 = mm_rows(self.w1_a[own], self.w1_b, first[: end - begin])
                 w2 = mm_rows(self.w2_a[own], self.w2_b, second[: end - begin])

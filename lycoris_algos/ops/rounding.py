@@ -15,8 +15,6 @@ import zlib
 import torch
 from torch import Tensor
 
-from .rows import row_blocks
-
 # dtype -> (explicit bits of its mantissa, its smallest normal number)
 _FORMATS = {torch.float8_e4m3fn: (3, 2.0**-6), torch.float8_e5m2: (2, 2.0**-14)}
 
@@ -49,8 +47,10 @@ def stochastic(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -
     target = result.view(-1)
     words = torch.empty(_BLOCK // 4, dtype=torch.int64)
     noise, gap, rounded = (torch.empty(_BLOCK) for _ in range(3))
-    for start, stop in row_blocks(source.numel(), _BLOCK):
-        block, count = source[start:stop], stop - start
+    # Where a block ends decides which draws it gets, so this is part of the result.
+    blocks = zip(torch.split(source, _BLOCK), torch.split(target, _BLOCK), strict=True)
+    for block, into in blocks:
+        count = block.numel()
         # Every draw of 64 bits is four numbers of 16, from -2¹⁵ to 2¹⁵-1.
         words.random_(-(1 << 63), None, generator=generator)
         noise.copy_(words.view(torch.int16))
@@ -60,5 +60,5 @@ def stochastic(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -
         own_gap.clamp_(smallest, largest).mul_(2.0**-mantissa)
         own = torch.div(block, own_gap, out=rounded[:count])
         own.add_(noise[:count], alpha=2.0**-16).add_(0.5 + 2.0**-17).floor_().mul_(own_gap)
-        target[start:stop].copy_(own.clamp_(-largest, largest))
+        into.copy_(own.clamp_(-largest, largest))
     return result

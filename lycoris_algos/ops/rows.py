@@ -38,17 +38,24 @@ def matrix_view(weight: Tensor) -> Tensor | None:
 def rows_per_block(columns: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many rows of ``columns`` numbers make one scratch block on ``device``; as many for each thread."""
     block = _CPU_THREAD_BLOCK if device.type == "cpu" else _GPU_BLOCK
-    return max(1, block // max(1, columns * dtype.itemsize)) * _threads(device)
+    return max(1, block // max(1, columns * dtype.itemsize)) * threads(device)
 
 
-def _threads(device: torch.device) -> int:
+def threads(device: torch.device) -> int:
+    """Among how many threads PyTorch shares the work on a tensor there, as far as rows matter to it."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
-def row_blocks(rows: int, step: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of consecutive blocks of at most ``step`` rows that cover ``rows``."""
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
+def row_blocks(rows: int, step: int, unit: int = 1) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive blocks of at most ``step`` rows that cover ``rows``.
+
+    As few as that takes, and of about the same size: a short one at the end costs nearly as much as a whole
+    one. All but the last have a multiple of ``unit`` rows, as ``step`` has.
+    """
+    count = -(-rows // step)
+    size = -(-rows // (max(count, 1) * unit)) * unit
+    for start in range(0, rows, size or 1):
+        yield start, min(start + size, rows)
 
 
 def mm_rows(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -57,11 +64,11 @@ def mm_rows(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     On a CPU each thread makes the rows that such a pass gives it, and finds them in its own cache: a product
     of few ranks is bound by that, not by arithmetic. A plain ``mm`` shares the work out in other ways.
     """
-    threads, rows = _threads(out.device), out.shape[0]
-    if threads == 1 or rows % threads:
+    shares, rows = threads(out.device), out.shape[0]
+    if shares == 1 or rows % shares:
         return torch.mm(a, b, out=out)
-    shares = (threads, rows // threads, -1)
-    return torch.bmm(a.view(shares), b.expand(threads, -1, -1), out=out.view(shares)).view_as(out)
+    shape = (shares, rows // shares, -1)
+    return torch.bmm(a.view(shape), b.expand(shares, -1, -1), out=out.view(shape)).view_as(out)
 
 
 def stacked(pieces: Sequence[Tensor]) -> Tensor:

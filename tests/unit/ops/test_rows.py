@@ -58,11 +58,19 @@ def test_strides_that_do_not() -> None:
     assert matrix_view(torch.zeros(4, 2, 3).transpose(1, 2)) is None
 
 
-@given(st.integers(0, 40), st.integers(1, 45))
-def test_blocks_cover_every_row_once_in_order(count: int, step: int) -> None:
-    found = list(row_blocks(count, step))
+@given(st.integers(0, 40), st.integers(1, 15), st.integers(1, 5))
+def test_blocks_cover_every_row_once_in_order(count: int, units: int, unit: int) -> None:
+    step = units * unit
+    found = list(row_blocks(count, step, unit))
     assert [row for start, stop in found for row in range(start, stop)] == list(range(count))
-    assert all(0 < stop - start <= step for start, stop in found)
+    sizes = [stop - start for start, stop in found]
+    assert all(0 < size <= step for size in sizes)
+    assert all(size == sizes[0] and size % unit == 0 for size in sizes[:-1])
+
+
+def test_blocks_are_alike() -> None:
+    assert list(row_blocks(640, 408)) == [(0, 320), (320, 640)]
+    assert list(row_blocks(10, 4, 2)) == [(0, 4), (4, 8), (8, 10)]
 
 
 @given(
