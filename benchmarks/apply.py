@@ -32,6 +32,8 @@ from lab.pack import load_pack
 from lab.prime import prime_comfy
 
 SHAPES = ((1280, 1280), (10240, 1280), (3072, 3072), (12288, 3072), (1280, 1280, 3, 3))
+# Those of Stable Diffusion 1.5: what is done once per call counts for more there. Summed up on their own.
+SMALL = ((320, 320), (640, 640), (320, 320, 3, 3))
 FACTOR = 8
 LINEAR_IN_STRENGTH = ("LoRA", "LoHa", "LoKr", "LoKr, w2 whole", "GLoRA")
 # At strength 1 core agrees on these.
@@ -81,7 +83,7 @@ def factors(algo: str, shape: tuple[int, ...], generator: torch.Generator) -> di
     if algo == "Diag-OFT":
         return {"oft_blocks": normal(o // 32, 32, 32), "alpha": torch.tensor(0.0)}
     if algo == "BOFT":
-        blocks = 16 if o == 1280 else 128
+        blocks = 16 if o <= 1280 else 128
         return {"oft_blocks": normal(blocks.bit_length(), blocks, o // blocks, o // blocks), **NO_CONSTRAINT}
     w1 = {"lokr_w1": normal(FACTOR, FACTOR)}
     if algo == "LoKr":
@@ -217,12 +219,15 @@ def table(rows: list[Row]) -> str:
             f"| {r.core_whole * 1e3:.2f} | {r.ours_whole * 1e3:.2f} | {r.core_whole / r.ours_whole:.1f} "
             f"| {r.host * 1e3:.2f} | {r.ours_alone / r.floor:.2f} | {r.scratch:.3f} |"
         )
-    compared = [r for r in rows if not math.isnan(r.core_alone)]
+    small = [r for r in rows if r.shape in SMALL and not math.isnan(r.core_alone)]
+    compared = [r for r in rows if r.shape in SHAPES and not math.isnan(r.core_alone)]
     if compared:
         lines += ["", f"All rows with core: {summary(compared)}"]
-    first = [r for r in rows if r.algo.startswith("Lo")]
+    first = [r for r in compared if r.algo.startswith("Lo")]
     if 0 < len(first) < len(compared):
         lines.append(f"LoRA, LoHa and LoKr only: {summary(first)}")
+    if small:
+        lines.append(f"Small weights, all rows with core: {summary(small)}")
     return "\n".join(lines).replace("| nan ", "| – ")
 
 
@@ -255,7 +260,7 @@ def main() -> None:
         )  # the first work of a process is slower
         for dtype in (torch.float16, torch.float32):
             for algo in options.algo or (*LINEAR_IN_STRENGTH, *AT_ONE, *WITHOUT_CORE):
-                for shape in SHAPES:
+                for shape in (*SMALL, *SHAPES):
                     rows.append(measure(algo, shape, dtype, pack, options.seconds))
                     print(table(rows[-1:]).splitlines()[2], file=sys.stderr, flush=True)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU\n")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -48,15 +49,16 @@ class GLoRA(Core):
 
     @property
     def rank(self) -> int:
-        return self._in_order()[1].shape[0]
+        return self._in_order[1].shape[0]
 
     def check(self) -> None:
         for name, value in self.tensors():
             require_matrix(name, value)
-        if not _chained(*self._in_order()):
+        if not _chained(*self._in_order):
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in self.tensors())
             raise ShapeMismatchError(f"its factors fit each other in no order: {shapes}")
 
+    @cached_property
     def _in_order(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a1, a2, b1, b2 in the newer order. Where both orders chain (i = o), a rank is the smaller size."""
         newer, older = (self.a1, self.a2, self.b1, self.b2), (self.a2, self.a1, self.b2, self.b1)
@@ -66,19 +68,19 @@ class GLoRA(Core):
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        _, _, b1, b2 = self._in_order()
+        _, _, b1, b2 = self._in_order
         kernel = 1 if self.bm is None else math.prod(self.bm.shape[2:])
         return b1.shape[0], row_numel(b2) * kernel
 
     @property
     def weight_shape(self) -> tuple[int, ...] | None:
-        _, _, b1, b2 = self._in_order()
+        _, _, b1, b2 = self._in_order
         inputs, kernel = (b2.shape[1:], ()) if self.bm is None else (b2.shape[1:2], self.bm.shape[2:])
         return (b1.shape[0], *inputs, *kernel)
 
     @property
     def exact_rank(self) -> int:
-        a1, _, _, _ = self._in_order()
+        a1, _, _, _ = self._in_order
         return self.rank * (1 + self.matrix_shape[1] // a1.shape[0])
 
     def multiplied(self, factor: float) -> GLoRA:
@@ -87,17 +89,17 @@ class GLoRA(Core):
 
     def fits(self, shape: Sequence[int]) -> None:
         super().fits(shape)
-        inputs = self._in_order()[0].shape[0]
+        inputs = self._in_order[0].shape[0]
         if len(shape) < 2 or shape[1] != inputs:
             raise ShapeMismatchError(
                 f"GLoRA takes {inputs} input channels, but the weight is {'×'.join(map(str, shape))}"
             )
 
     def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> GLoRA:
-        a1, a2, b1, b2 = (to_compute(f, device, dtype).flatten(1) for f in self._in_order())
+        a1, a2, b1, b2 = (to_compute(f, device, dtype).flatten(1) for f in self._in_order)
         if self.bm is not None:
             b2 = absorb_input(to_compute(self.bm, device, dtype), b2)
-        return replace(self, a1=a1, a2=a2, b1=b1, b2=b2, bm=None)
+        return GLoRA(a1, a2, b1, b2, None, self.alpha)
 
     def ready_delta(self, weight: Tensor | None) -> Tensor:
         assert weight is not None  # needs_weight
