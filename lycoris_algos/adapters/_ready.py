@@ -13,13 +13,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..ops.rows import matrix_view, row_blocks, rows_per_block, threads
+from ..ops.rows import block_rows, matrix_view, row_blocks, threads
 from ..ops.scratch import scratch
 from ._base import Component
 from ._modifiers import ReadyMagnitude
@@ -61,35 +61,47 @@ class ReadyLayer:
     def _decompose_rows_(
         self, rows: Tensor, start: int, multiplier: float, magnitude: ReadyMagnitude
     ) -> None:
-        for first, last, combined in self._combined(rows, start):
-            own = slice(start + first, start + last)
-            rows[first:last].lerp_(combined.mul_(magnitude.row_factors(combined, own)), multiplier)
+        blocks = self._blocks(rows)
+        with scratch((_longest(blocks), rows.shape[1]), rows.dtype, rows.device) as buffer:
+            for first, last in blocks:
+                own = rows[first:last]
+                combined = self._combined(own, start + first, buffer[: last - first])
+                factors = magnitude.row_factors(combined, slice(start + first, start + last))
+                _blend_(own, combined, factors, multiplier)
 
     def _decompose_columns_(
         self, rows: Tensor, start: int, multiplier: float, magnitude: ReadyMagnitude
     ) -> None:
         # Two passes, so that V is never held whole: its norms need all rows, its values only one block.
-        squares = rows.new_zeros(rows.shape[1])
-        for _, _, combined in self._combined(rows, start):
-            squares += combined.square_().sum(0)
-        factors = magnitude.column_factors(squares)
-        for first, last, combined in self._combined(rows, start):
-            rows[first:last].lerp_(combined.mul_(factors), multiplier)
+        blocks = self._blocks(rows)
+        longest, columns = _longest(blocks), rows.shape[1]
+        squares, ones = rows.new_zeros(columns), rows.new_ones(longest)
+        with scratch((2, longest, columns), rows.dtype, rows.device) as (buffer, squared):
+            for first, last in blocks:
+                count = last - first
+                combined = self._combined(rows[first:last], start + first, buffer[:count])
+                own = torch.mul(combined, combined, out=squared[:count])
+                squares.addmv_(own.T, ones[:count])  # faster than a sum over rows
+            factors = magnitude.column_factors(squares)
+            for first, last in blocks:
+                own = rows[first:last]
+                if len(blocks) > 1:
+                    combined = self._combined(own, start + first, buffer[: last - first])
+                _blend_(own, combined, factors, multiplier)
 
-    def _combined(self, rows: Tensor, start: int) -> Iterator[tuple[int, int, Tensor]]:
-        """(first, last, V) of consecutive blocks of ``rows``; V lies in a buffer that is used again."""
+    def _combined(self, rows: Tensor, start: int, into: Tensor) -> Tensor:
+        """V of ``rows``, which are those from ``start`` on of the layer, in ``into``."""
+        into.copy_(rows)
+        self._add(into, start, 1.0, rows)
+        return into
+
+    def _blocks(self, rows: Tensor) -> list[tuple[int, int]]:
+        """(first, last) of the blocks in which V is made."""
         count, columns = rows.shape
-        unit = self._component_unit() or count
-        step = _block_rows(count, columns, rows.dtype, rows.device, unit)
-        with scratch((step, columns), rows.dtype, rows.device) as buffer:
-            for first, last in row_blocks(count, step, unit):
-                block = buffer[: last - first].copy_(rows[first:last])
-                self._add(block, start + first, 1.0, rows[first:last])
-                yield first, last, block
-
-    def _component_unit(self) -> int:
         units = [component.row_unit for component in self.components]
-        return 0 if 0 in units else math.lcm(*units)
+        unit = count if 0 in units else math.lcm(threads(rows.device), *units)
+        step = block_rows(count, columns, rows.dtype, rows.device, unit)
+        return list(row_blocks(count, step, unit))
 
 
 def update_(weight: Tensor, steps: Sequence[tuple[ReadyLayer, float]], dtype: torch.dtype) -> None:
@@ -103,7 +115,7 @@ def update_(weight: Tensor, steps: Sequence[tuple[ReadyLayer, float]], dtype: to
     count, columns = weight.shape[0], weight[0].numel()
     units = [layer.row_unit for layer, _ in steps]
     unit = count if 0 in units else math.lcm(threads(weight.device), *units)
-    step = _block_rows(count, columns, dtype, weight.device, unit)
+    step = block_rows(count, columns, dtype, weight.device, unit)
     with scratch((step, *weight.shape[1:]), dtype, weight.device) as buffer:
         for start, stop in row_blocks(count, step, unit):
             block = buffer[: stop - start]
@@ -114,7 +126,13 @@ def update_(weight: Tensor, steps: Sequence[tuple[ReadyLayer, float]], dtype: to
             weight[start:stop].copy_(block)
 
 
-def _block_rows(count: int, columns: int, dtype: torch.dtype, device: torch.device, unit: int) -> int:
-    """Rows of one block: as many as fit the cache, in whole ``unit``s."""
-    step = rows_per_block(columns, dtype, device)
-    return min(count, max(unit, step // unit * unit))
+def _longest(blocks: Sequence[tuple[int, int]]) -> int:
+    return max(last - first for first, last in blocks)
+
+
+def _blend_(rows: Tensor, combined: Tensor, factors: Tensor, multiplier: float) -> None:
+    """rows += multiplier·(combined·factors − rows); uses ``combined`` up."""
+    if multiplier == 1.0:  # one pass less, and the same to the last bit
+        torch.mul(combined, factors, out=rows)
+    else:
+        rows.lerp_(combined.mul_(factors), multiplier)

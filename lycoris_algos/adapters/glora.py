@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import ShapeMismatchError
 from ..ops.dtypes import times, to_compute
-from ..ops.rows import row_blocks, rows_per_block
+from ..ops.rows import addmm_rows_, row_blocks, rows_per_block
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
 from ._keys import KeySpec
@@ -122,13 +122,13 @@ class GLoRA(Core):
         inputs = self.a1.shape[0]
         if rows.shape[1] == inputs:  # both terms as one product, so that the weight is gone through once
             left = torch.cat((own, base @ self.a1), dim=1)
-            rows.addmm_(left, torch.cat((self.b2, self.a2)), alpha=value)
+            addmm_rows_(rows, left, torch.cat((self.b2, self.a2)), value)
             return
         count, columns = rows.shape
         for first, last in row_blocks(count, rows_per_block(columns, rows.dtype, rows.device)):
             channels = base[first:last].view(last - first, inputs, -1)
             passed = torch.matmul(self.a2.T, torch.matmul(self.a1.T, channels))
-            rows[first:last].addmm_(own[first:last], self.b2, alpha=value)
+            addmm_rows_(rows[first:last], own[first:last], self.b2, value)
             rows[first:last].view(channels.shape).add_(passed, alpha=value)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..ops.dtypes import times, to_compute
 from ..ops.hadamard import fit_hadamard, khatri_rao
-from ..ops.rows import mm_rows, row_blocks, rows_per_block, threads
+from ..ops.rows import block_rows, mm_rows, row_blocks, threads
 from ..ops.scratch import scratch
 from ..ops.tucker import absorb_input
 from ._base import Core, pays, scale
@@ -135,9 +135,10 @@ class LoHa(Core):
             own = slice(start, start + count)
             rows.addcmul_(self.w1_a[own] @ self.w1_b, self.w2_a[own] @ self.w2_b, value=value)
             return
-        step = min(count, rows_per_block(columns, rows.dtype, rows.device))
+        unit = threads(rows.device)
+        step = block_rows(count, columns, rows.dtype, rows.device, unit)
         with scratch((2, step, columns), rows.dtype, rows.device) as (first, second):
-            for begin, end in row_blocks(count, step, threads(rows.device)):
+            for begin, end in row_blocks(count, step, unit):
                 own = slice(start + begin, start + end)
                 w1 = mm_rows(self.w1_a[own], self.w1_b, first[: end - begin])
                 w2 = mm_rows(self.w2_a[own], self.w2_b, second[: end - begin])

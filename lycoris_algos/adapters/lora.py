@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..ops.dtypes import times, to_compute
 from ..ops.lowrank import best_factors
+from ..ops.rows import addmm_rows_
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
 from ._keys import KeySpec
@@ -106,4 +107,4 @@ class LoRA(Core):
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         up = self.up[start : start + rows.shape[0]]
-        rows.addmm_(up, self.down, alpha=multiplier * scale(self.alpha, self.rank, self.fixed_scale))
+        addmm_rows_(rows, up, self.down, multiplier * scale(self.alpha, self.rank, self.fixed_scale))

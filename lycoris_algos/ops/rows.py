@@ -41,6 +41,15 @@ def rows_per_block(columns: int, dtype: torch.dtype, device: torch.device) -> in
     return max(1, block // max(1, columns * dtype.itemsize)) * threads(device)
 
 
+def block_rows(count: int, columns: int, dtype: torch.dtype, device: torch.device, unit: int = 1) -> int:
+    """How many of ``count`` rows to take at a time: as many as fit the cache, in whole ``unit``s.
+
+    All, where they are no more than two blocks: what is done for each block costs more than that then.
+    """
+    fitting = rows_per_block(columns, dtype, device)
+    return count if count <= 2 * fitting else min(count, max(unit, fitting // unit * unit))
+
+
 def threads(device: torch.device) -> int:
     """Among how many threads PyTorch shares the work on a tensor there, as far as rows matter to it."""
     return torch.get_num_threads() if device.type == "cpu" else 1
@@ -59,16 +68,39 @@ def row_blocks(rows: int, step: int, unit: int = 1) -> Iterator[tuple[int, int]]
 
 
 def mm_rows(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """a (n, k)·b (k, c) into ``out`` (n, c), contiguous, for an elementwise pass over it to follow.
-
-    On a CPU each thread makes the rows that such a pass gives it, and finds them in its own cache: a product
-    of few ranks is bound by that, not by arithmetic. A plain ``mm`` shares the work out in other ways.
-    """
-    shares, rows = threads(out.device), out.shape[0]
-    if shares == 1 or rows % shares:
+    """a (n, k)·b (k, c) into ``out`` (n, c), for an elementwise pass over it to follow."""
+    if not _shared(out):
         return torch.mm(a, b, out=out)
-    shape = (shares, rows // shares, -1)
-    return torch.bmm(a.view(shape), b.expand(shares, -1, -1), out=out.view(shape)).view_as(out)
+    torch.bmm(_shares(a), b.expand(threads(out.device), -1, -1), out=_shares(out))
+    return out
+
+
+def addmm_rows_(rows: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
+    """rows (n, c) += alpha·a (n, k)·b (k, c), in place."""
+    if _shared(rows):
+        _shares(rows).baddbmm_(_shares(a), b.expand(threads(rows.device), -1, -1), alpha=alpha)
+    else:
+        rows.addmm_(a, b, alpha=alpha)
+
+
+def _shared(rows: Tensor) -> bool:
+    """Whether each thread is to make its own rows of a product.
+
+    A product of few ranks is bound by memory, and each thread should find its rows in its own cache, before
+    and after. MKL shares the work out in other ways, or not at all (of 320×640, for example).
+    """
+    count = threads(rows.device)
+    whole = count > 1 and rows.shape[0] % count == 0
+    return whole and _FEW < rows.numel() <= _MANY and rows.is_contiguous()
+
+
+def _shares(rows: Tensor) -> Tensor:
+    count = threads(rows.device)
+    return rows.view(count, rows.shape[0] // count, rows.shape[1])
+
+
+# Up to so few numbers it costs more than it saves, beyond so many it makes no difference.
+_FEW, _MANY = 2**17, 2**20
 
 
 def stacked(pieces: Sequence[Tensor]) -> Tensor:

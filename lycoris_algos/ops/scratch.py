@@ -16,8 +16,9 @@ from torch import Tensor
 
 # Buffers that stay: as many as are ever in use at once (a block, DoRA's copy of it, the products for it).
 _KEPT = 3
-# Larger ones do not stay, in bytes for each of PyTorch's threads: two blocks of rows (see ``rows``) fit.
-_LARGEST = 2**20
+# Larger ones do not stay, in bytes for each of PyTorch's threads: two copies of the largest weight that is
+# dealt with in one block (see ``rows``) do.
+_LARGEST = 2**21
 
 
 class _Free(threading.local):

@@ -11,3 +11,4 @@ def set_blocks(patch: pytest.MonkeyPatch, size: int, threads: int = 1) -> None:
     """Makes a block on a CPU ``size`` bytes for each of ``threads`` threads, whatever PyTorch has."""
     patch.setattr(rows, "_CPU_THREAD_BLOCK", size)
     patch.setattr(rows, "threads", lambda device: threads)
+    patch.setattr(rows, "_FEW", 0)

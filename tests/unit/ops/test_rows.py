@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from row_blocks import set_blocks
 
-from lycoris_algos.ops.rows import matrix_view, mm_rows, row_blocks, rows_per_block
+from lycoris_algos.ops.rows import addmm_rows_, matrix_view, mm_rows, row_blocks, rows_per_block
 
 CPU = torch.device("cpu")
 
@@ -103,6 +103,10 @@ def test_a_product_by_threads_is_the_product(n: int, k: int, c: int, threads: in
         found = mm_rows(a, b, out)
     assert found.data_ptr() == out.data_ptr()
     torch.testing.assert_close(found, a @ b)
+    with pytest.MonkeyPatch.context() as patch:
+        set_blocks(patch, 1, threads)
+        addmm_rows_(out, a, b, -0.5)
+    torch.testing.assert_close(out, 0.5 * (a @ b))
 
 
 def test_a_gpu_gets_larger_blocks() -> None:
