@@ -44,10 +44,12 @@ def rows_per_block(columns: int, dtype: torch.dtype, device: torch.device) -> in
 def block_rows(count: int, columns: int, dtype: torch.dtype, device: torch.device, unit: int = 1) -> int:
     """How many of ``count`` rows to take at a time: as many as fit the cache, in whole ``unit``s.
 
-    All, where they are no more than two blocks: what is done for each block costs more than that then.
+    On a CPU all, where they are no more than two blocks: what is done for each block costs more than that.
     """
     fitting = rows_per_block(columns, dtype, device)
-    return count if count <= 2 * fitting else min(count, max(unit, fitting // unit * unit))
+    if count <= fitting * (2 if device.type == "cpu" else 1):
+        return count
+    return min(count, max(unit, fitting // unit * unit))
 
 
 def threads(device: torch.device) -> int:

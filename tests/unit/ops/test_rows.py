@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from row_blocks import set_blocks
 
-from lycoris_algos.ops.rows import addmm_rows_, matrix_view, mm_rows, row_blocks, rows_per_block
+from lycoris_algos.ops.rows import addmm_rows_, block_rows, matrix_view, mm_rows, row_blocks, rows_per_block
 
 CPU = torch.device("cpu")
 
@@ -66,6 +66,16 @@ def test_blocks_cover_every_row_once_in_order(count: int, units: int, unit: int)
     sizes = [stop - start for start, stop in found]
     assert all(0 < size <= step for size in sizes)
     assert all(size == sizes[0] and size % unit == 0 for size in sizes[:-1])
+
+
+def test_two_blocks_are_dealt_with_at_once_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_blocks(monkeypatch, 4 * 10 * 8, threads=2)  # 16 rows of 10 numbers
+    assert [block_rows(count, 10, torch.float32, CPU, 6) for count in (5, 32, 33)] == [5, 32, 12]
+    assert block_rows(33, 10, torch.float32, CPU, 40) == 33, "a unit is never cut"
+    cuda = torch.device("cuda")
+    fitting = rows_per_block(10, torch.float32, cuda)
+    assert block_rows(fitting, 10, torch.float32, cuda) == fitting
+    assert block_rows(fitting + 1, 10, torch.float32, cuda) == fitting
 
 
 def test_blocks_are_alike() -> None:
