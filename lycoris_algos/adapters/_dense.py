@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ShapeMismatchError
 from ..ops.dtypes import compute_dtype, times, to_compute
-from ..ops.rows import row_blocks, rows_per_block
+from ..ops.rows import block_rows, row_blocks
 from ..ops.scratch import scratch
 from ._base import Part
 
@@ -64,7 +64,7 @@ class DenseDelta(Part, register=False):
         if self.change.dtype == rows.dtype:
             rows.add_(self.change[start : start + count], alpha=multiplier)
             return
-        step = min(count, rows_per_block(columns, rows.dtype, rows.device))
+        step = block_rows(count, columns, rows.dtype, rows.device)
         with scratch((step, columns), rows.dtype, rows.device) as buffer:
             for begin, end in row_blocks(count, step):
                 own = buffer[: end - begin].copy_(self.change[start + begin : start + end])

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,8 +39,7 @@ class ReadyLayer:
         """Rows depend on no rows outside their own group of this many; 0: on all of them."""
         if self.magnitude is not None and self.magnitude.over_rows:
             return 0
-        units = [component.row_unit for component in self.components]
-        return 0 if 0 in units else math.lcm(*units)
+        return self._component_unit
 
     def add_rows_(self, rows: Tensor, start: int, multiplier: float) -> None:
         """rows += multiplier·ΔW(rows), in place; ``rows`` are those from ``start`` on of the weight."""
@@ -98,10 +97,11 @@ class ReadyLayer:
     def _blocks(self, rows: Tensor) -> list[tuple[int, int]]:
         """(first, last) of the blocks in which V is made."""
         count, columns = rows.shape
-        units = [component.row_unit for component in self.components]
-        unit = count if 0 in units else math.lcm(threads(rows.device), *units)
-        step = block_rows(count, columns, rows.dtype, rows.device, unit)
-        return list(row_blocks(count, step, unit))
+        return _blocks(count, columns, rows.dtype, rows.device, self._component_unit)
+
+    @property
+    def _component_unit(self) -> int:
+        return _common_unit(component.row_unit for component in self.components)
 
 
 def update_(weight: Tensor, steps: Sequence[tuple[ReadyLayer, float]], dtype: torch.dtype) -> None:
@@ -113,17 +113,30 @@ def update_(weight: Tensor, steps: Sequence[tuple[ReadyLayer, float]], dtype: to
         return
     weight = weight if weight.dim() else weight.view(1)
     count, columns = weight.shape[0], weight[0].numel()
-    units = [layer.row_unit for layer, _ in steps]
-    unit = count if 0 in units else math.lcm(threads(weight.device), *units)
-    step = block_rows(count, columns, dtype, weight.device, unit)
-    with scratch((step, *weight.shape[1:]), dtype, weight.device) as buffer:
-        for start, stop in row_blocks(count, step, unit):
+    unit = _common_unit(layer.row_unit for layer, _ in steps)
+    blocks = _blocks(count, columns, dtype, weight.device, unit)
+    with scratch((_longest(blocks), *weight.shape[1:]), dtype, weight.device) as buffer:
+        for start, stop in blocks:
             block = buffer[: stop - start]
             block.copy_(weight[start:stop])
             rows = block.view(stop - start, columns)
             for layer, multiplier in steps:
                 layer.add_rows_(rows, start, multiplier)
             weight[start:stop].copy_(block)
+
+
+def _common_unit(units: Iterable[int]) -> int:
+    """Rows depend on no rows outside groups of so many if each of them does; 0 if one depends on all."""
+    found = tuple(units)
+    return 0 if 0 in found else math.lcm(*found)
+
+
+def _blocks(
+    count: int, columns: int, dtype: torch.dtype, device: torch.device, unit: int
+) -> list[tuple[int, int]]:
+    """(first, last) of blocks of ``count`` rows in whole ``unit``s, alike for all threads; 0: all at once."""
+    shared = math.lcm(threads(device), unit) if unit else count
+    return list(row_blocks(count, block_rows(count, columns, dtype, device, shared), shared))
 
 
 def _longest(blocks: Sequence[tuple[int, int]]) -> int:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..errors import ShapeMismatchError
 from ..ops.dtypes import times, to_compute
-from ..ops.rows import addmm_rows_, row_blocks, rows_per_block
+from ..ops.products import addmm_rows_
+from ..ops.rows import row_blocks, rows_per_block
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
 from ._keys import KeySpec

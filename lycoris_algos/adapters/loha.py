@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..ops.dtypes import times, to_compute
 from ..ops.hadamard import fit_hadamard, khatri_rao
-from ..ops.rows import block_rows, mm_rows, row_blocks, threads
+from ..ops.products import FEW, mm_rows
+from ..ops.rows import block_rows, row_blocks, threads
 from ..ops.scratch import scratch
 from ..ops.tucker import absorb_input
 from ._base import Core, pays, scale
@@ -30,8 +31,6 @@ from .lora import LoRA
 # Up to this rank, one matrix product straight into the weight is faster than two products and a pass over
 # them (measured for ranks of 4, 6 and 8 with one and two threads; see docs/benchmarks.md).
 _AS_LORA = 36
-# So many numbers are dealt with at once: there, blocks cost more than they save.
-_SMALL = 2**17
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +130,7 @@ class LoHa(Core):
         # Both products are as large as the weight, so they are made a block at a time in two buffers.
         count, columns = rows.shape
         value = multiplier * scale(self.alpha, self.rank, self.fixed_scale)
-        if rows.numel() <= _SMALL:
+        if rows.numel() <= FEW:
             own = slice(start, start + count)
             rows.addcmul_(self.w1_a[own] @ self.w1_b, self.w2_a[own] @ self.w2_b, value=value)
             return

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..ops.dtypes import times, to_compute
 from ..ops.lowrank import best_factors
-from ..ops.rows import addmm_rows_
+from ..ops.products import addmm_rows_
 from ..ops.tucker import absorb_input
 from ._base import Core, scale
 from ._keys import KeySpec

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import ShapeMismatchError
 from ..ops.dtypes import to_compute
 from ..ops.orthogonal import cayley, skew_from_blocks
-from ..ops.rows import row_blocks, rows_per_block
+from ..ops.rows import block_rows, row_blocks
 from ..ops.scratch import scratch
 from ._base import Component, Core, IndirectCore
 from ._keys import KeySpec
@@ -76,7 +76,7 @@ class BlockRotation(Core):
         size, columns = self.rotation.shape[1], rows.shape[1]
         change = self._change().mT[start // size :]
         count = rows.shape[0] // size
-        step = min(count, rows_per_block(columns * size, rows.dtype, rows.device))
+        step = block_rows(count, columns * size, rows.dtype, rows.device)
         with scratch((step, size, columns), rows.dtype, rows.device) as buffer:
             for first, last in row_blocks(count, step):
                 own = slice(first * size, last * size)

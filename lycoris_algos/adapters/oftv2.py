@@ -29,7 +29,7 @@ from torch import Tensor
 from ..errors import BadValueError, ShapeMismatchError
 from ..ops.dtypes import to_compute
 from ..ops.orthogonal import block_size, cayley, cayley_neumann, skew_from_triangle
-from ..ops.rows import row_blocks, rows_per_block
+from ..ops.rows import block_rows, row_blocks
 from ..ops.scratch import scratch
 from ._base import Core
 from ._keys import KeySpec
@@ -110,7 +110,7 @@ class OFTv2(Core):
         assert self.change is not None
         blocks, size = self.change.shape[:2]
         count, columns = rows.shape
-        step = min(count, rows_per_block(columns, rows.dtype, rows.device))
+        step = block_rows(count, columns, rows.dtype, rows.device)
         with scratch((blocks * step * size,), rows.dtype, rows.device) as buffer:
             for first, last in row_blocks(count, step):
                 own = base[first:last].view(last - first, blocks, size).transpose(0, 1)

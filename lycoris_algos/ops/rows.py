@@ -69,42 +69,6 @@ def row_blocks(rows: int, step: int, unit: int = 1) -> Iterator[tuple[int, int]]
         yield start, min(start + size, rows)
 
 
-def mm_rows(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """a (n, k)·b (k, c) into ``out`` (n, c), for an elementwise pass over it to follow."""
-    if not _shared(out):
-        return torch.mm(a, b, out=out)
-    torch.bmm(_shares(a), b.expand(threads(out.device), -1, -1), out=_shares(out))
-    return out
-
-
-def addmm_rows_(rows: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
-    """rows (n, c) += alpha·a (n, k)·b (k, c), in place."""
-    if _shared(rows):
-        _shares(rows).baddbmm_(_shares(a), b.expand(threads(rows.device), -1, -1), alpha=alpha)
-    else:
-        rows.addmm_(a, b, alpha=alpha)
-
-
-def _shared(rows: Tensor) -> bool:
-    """Whether each thread is to make its own rows of a product.
-
-    A product of few ranks is bound by memory, and each thread should find its rows in its own cache, before
-    and after. MKL shares the work out in other ways, or not at all (of 320×640, for example).
-    """
-    count = threads(rows.device)
-    whole = count > 1 and rows.shape[0] % count == 0
-    return whole and _FEW < rows.numel() <= _MANY and rows.is_contiguous()
-
-
-def _shares(rows: Tensor) -> Tensor:
-    count = threads(rows.device)
-    return rows.view(count, rows.shape[0] // count, rows.shape[1])
-
-
-# Up to so few numbers it costs more than it saves, beyond so many it makes no difference.
-_FEW, _MANY = 2**17, 2**20
-
-
 def stacked(pieces: Sequence[Tensor]) -> Tensor:
     """One weight (or bias) of the rows of all ``pieces``, in order; the only piece itself."""
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))

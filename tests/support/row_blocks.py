@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lycoris_algos.ops import rows
+from lycoris_algos.ops import products, rows
 
 
 def set_blocks(patch: pytest.MonkeyPatch, size: int, threads: int = 1) -> None:
     """Makes a block on a CPU ``size`` bytes for each of ``threads`` threads, whatever PyTorch has."""
     patch.setattr(rows, "_CPU_THREAD_BLOCK", size)
-    patch.setattr(rows, "threads", lambda device: threads)
-    patch.setattr(rows, "_FEW", 0)
+    for module in (rows, products):
+        patch.setattr(module, "threads", lambda device: threads)
+    patch.setattr(products, "FEW", 0)
