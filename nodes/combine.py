@@ -6,7 +6,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..lycoris_algos.merge.combine import CombineOptions, Method, Output, RankKind, RankRule
+from ..lycoris_algos.merge.combine import (
+    METHODS,
+    PARAMETERS,
+    CombineOptions,
+    Output,
+    RankKind,
+    RankRule,
+    explained,
+)
 from ..lycoris_algos.ops.dtypes import STORED_DTYPES
 from .host.baking import base_fingerprint, base_names, check_base
 from .host.combining import AS_STORED, NO_BASE, combine_stack
@@ -19,6 +27,8 @@ _CONTROLS = {kind.value: kind for kind in RankKind if kind is not RankKind.BUDGE
     _BUDGET: RankKind.BUDGET
 }
 _ORDER = ("exact", "fixed rank", "energy", _BUDGET, "sv_ratio", "sv_fro", "sv_cumulative")
+#: Parameters of the first version: their widgets stay where saved workflows have their values.
+_PLACED = ("density", "epsilon", "gamma", "seed")
 
 
 def _number(name: str, default: float, low: float, high: float, step: float, tooltip: str) -> Any:
@@ -27,6 +37,22 @@ def _number(name: str, default: float, low: float, high: float, step: float, too
 
 def _combo(name: str, options: list[str], default: str, tooltip: str) -> Any:
     return socket(io.Combo, name, options=options, default=default, tooltip=tooltip)
+
+
+def _parameter(name: str, *, optional: bool = False) -> Any:
+    """The widget of one of the methods' parameters."""
+    parameter = PARAMETERS[name]
+    return socket(
+        io.Int if isinstance(parameter.default, int) else io.Float,
+        name,
+        default=parameter.default,
+        min=parameter.low,
+        max=parameter.high,
+        step=parameter.step,
+        control_after_generate=False,
+        optional=optional,
+        tooltip=f"{explained(parameter)}.",
+    )
 
 
 class CombineLyCORIS(io.ComfyNode):
@@ -53,44 +79,15 @@ class CombineLyCORIS(io.ComfyNode):
                 ),
                 _combo(
                     "method",
-                    [method.value for method in Method],
-                    Method.SUM.value,
-                    "sum does what the stack does when it is applied. ties, dare, della, breadcrumbs and "
-                    "magnitude "
-                    "prune drop small or random elements first; subtract and project off remove the others "
-                    "from "
-                    "the first; common part keeps what the first shares with them.",
+                    list(METHODS),
+                    "sum",
+                    "\n".join(f"{method.name}: {method.summary}" for method in METHODS.values()),
                 ),
-                _number(
-                    "density",
-                    0.5,
-                    0.01,
-                    1.0,
-                    0.01,
-                    "The share of elements that ties, dare, della, breadcrumbs, magnitude prune and knots "
-                    "keep.",
-                ),
+                _parameter("density"),
                 _number("lambda", 1.0, -100.0, 100.0, 0.01, "The result is multiplied by this."),
-                _number(
-                    "epsilon",
-                    0.2,
-                    0.0,
-                    0.99,
-                    0.01,
-                    "della: how much more often large elements are kept than small ones.",
-                ),
-                _number(
-                    "gamma", 0.01, 0.0, 0.99, 0.005, "breadcrumbs: the share of largest elements to drop."
-                ),
-                socket(
-                    io.Int,
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**53,
-                    control_after_generate=False,
-                    tooltip="dare and della: which elements are dropped. The same everywhere.",
-                ),
+                _parameter("epsilon"),
+                _parameter("gamma"),
+                _parameter("seed"),
                 _combo(
                     "output",
                     [output.value for output in Output],
@@ -161,6 +158,7 @@ class CombineLyCORIS(io.ComfyNode):
                     tooltip="The file of the model that the adapters were trained on, in place of 'model' "
                     "and 'clip': it is read layer by layer and not loaded.",
                 ),
+                *(_parameter(name, optional=True) for name in PARAMETERS if name not in _PLACED),
             ],
             outputs=[
                 LYCORIS.Output(
@@ -187,10 +185,6 @@ class CombineLyCORIS(io.ComfyNode):
         cls,
         lycoris: Stack,
         method: str,
-        density: float,
-        epsilon: float,
-        gamma: float,
-        seed: int,
         output: str,
         rank_control: str,
         rank: int,
@@ -202,22 +196,19 @@ class CombineLyCORIS(io.ComfyNode):
         lokr_factor: int = 0,
         live_order: bool = False,
         base: str = NO_BASE,
-        **more: float,
+        **numbers: float,
     ) -> io.NodeOutput:
         kind = _CONTROLS[rank_control]
         values = {RankKind.EXACT: 0.0, RankKind.FIXED: float(rank), RankKind.BUDGET: budget_mb}
         options = CombineOptions(
-            method=Method(method),
-            density=density,
-            scaling=more["lambda"],  # a word that Python keeps for itself
-            epsilon=epsilon,
-            gamma=gamma,
-            seed=seed,
+            method=method,
+            scaling=numbers.pop("lambda"),  # a word that Python keeps for itself
             output=Output(output),
             rank=RankRule(kind, values.get(kind, threshold)),
             dtype=STORED_DTYPES.get(dtype),
             factor=lokr_factor,
             live_order=live_order,
+            **numbers,
         )
         node_id = getattr(cls.hidden, "unique_id", None) if getattr(cls, "hidden", None) else None
         stack, report = combine_stack(lycoris, options, model, clip, base, node_id)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from ..merge.combine import (
+    METHODS,
+    PARAMETERS,
     CheckpointWeights,
     CombineOptions,
-    Method,
     Output,
     RankKind,
     RankRule,
     Source,
+    explained,
     plan_combine,
     run_combine,
 )
@@ -29,6 +32,8 @@ _RULES: dict[str, tuple[RankKind, type, str]] = {
     "sv-fro": (RankKind.SV_FRO, float, "this share of the Frobenius norm, 0 to 1 (kohya)"),
     "sv-cumulative": (RankKind.SV_CUMULATIVE, float, "this share of the sum of singular values (kohya)"),
 }
+# Columns of texts that argparse does not wrap.
+_WIDTH = 79
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,9 +41,13 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "combine",
         help="several adapter files into one, or one resized",
-        description="Combines adapter files of any algorithm on their deltas. With one file: resizes or "
-        "converts "
-        "it. Ranks are exact unless a rule is given.",
+        description=textwrap.fill(
+            "Combines adapter files of any algorithm on their deltas. With one file: resizes or converts it. "
+            "Ranks are exact unless a rule is given.",
+            _WIDTH,
+        ),
+        epilog=_methods(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "files",
@@ -48,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
         help="adapter files, in order",
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
-    parser.add_argument("--method", choices=[method.value for method in Method], default="sum")
+    parser.add_argument("--method", choices=METHODS, default="sum", help="see below (default: sum)")
     parser.add_argument(
         "--as",
         dest="form",
@@ -59,12 +68,14 @@ def add_parser(subparsers: Any) -> None:
     rules = parser.add_mutually_exclusive_group()
     for name, (_, kind, text) in _RULES.items():
         rules.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=text)
-    defaults = CombineOptions()
-    parser.add_argument("--density", type=float, default=defaults.density, help="share of elements kept")
+    for parameter in PARAMETERS.values():
+        parser.add_argument(
+            f"--{parameter.name.replace('_', '-')}",
+            type=type(parameter.default),
+            default=parameter.default,
+            help=f"{explained(parameter)} (default: {parameter.default:g})",
+        )
     parser.add_argument("--lambda", dest="scaling", type=float, default=1.0, help="factor on the result")
-    parser.add_argument("--epsilon", type=float, default=defaults.epsilon, help="della's spread")
-    parser.add_argument("--gamma", type=float, default=defaults.gamma, help="breadcrumbs' largest elements")
-    parser.add_argument("--seed", type=int, default=0, help="of dare and della")
     parser.add_argument("--factor", type=int, default=0, help="LoKr's factor, 0 to choose (default)")
     parser.add_argument(
         "--base",
@@ -82,21 +93,25 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _methods() -> str:
+    """All of them, for ``--help``."""
+    lines = [f"{found.name}: {found.summary}" for found in METHODS.values()]
+    wrap = textwrap.TextWrapper(_WIDTH, initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(["methods:", *map(wrap.fill, lines)])
+
+
 def run(args: argparse.Namespace) -> int:
     """Combines; prints the report."""
     sources = [Source(load(path), model, clip) for path, model, clip in args.files]
     options = CombineOptions(
-        method=Method(args.method),
-        density=args.density,
+        method=args.method,
         scaling=args.scaling,
-        epsilon=args.epsilon,
-        gamma=args.gamma,
-        seed=args.seed,
         output=Output(args.form),
         rank=_rule(args),
         dtype=DTYPES.get(args.dtype),
         factor=args.factor,
         live_order=args.live_order,
+        **{name: getattr(args, name) for name in PARAMETERS},
     )
     if args.base is None:
         return _combine(args, sources, options, None)

@@ -195,7 +195,7 @@ def _combined(
     told = () if known is None else (known, known.same_layer, known.is_text)
     plan = plan_combine(sources, options, *told)
     device = comfy.model_management.get_torch_device()
-    name = f"{options.method.value} of {', '.join(e.adapters.name for e in stack)}"
+    name = f"{options.method} of {', '.join(e.adapters.name for e in stack)}"
     try:
         combined = run_combine(plan, device, progress_bar(plan.steps, node_id), check_cancel, name[:120])
     except CancelledError:

@@ -15,7 +15,7 @@ import torch
 from samples import CASES, Case
 from torch import Tensor
 
-from lycoris_algos.merge.combine.methods import uniform
+from lycoris_algos.merge.combine.methods.dropping import uniform
 
 LINEAR = ("sum", "average", "model stock", "slerp", "subtract", "common part", "project off")
 ELEMENTWISE = ("ties", "dare", "della", "breadcrumbs", "magnitude prune")

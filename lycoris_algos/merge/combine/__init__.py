@@ -1,10 +1,10 @@
 """Several adapter sets into one, on their deltas: how (options), what goes together (sources), by which way.
 
-    plan = plan_combine([Source(a), Source(b, 0.7)], CombineOptions(method=Method.TIES))
+    plan = plan_combine([Source(a), Source(b, 0.7)], CombineOptions("ties", density=0.3))
     print(plan)
     combined = run_combine(plan)          # .adapters, .report()
 
-One file per concern: ``methods`` the formulas, ``options`` what a user chooses, ``sources`` which layers mean
+One room per concern: ``methods`` the formulas, ``options`` what a user chooses, ``sources`` which layers mean
 the same, ``checkpoint`` base weights from a file, ``change`` a delta as factors or dense, ``ranks`` how many
 ranks, ``fit`` the stored forms, ``plan`` and ``run`` the two halves of the work, ``recipe`` the metadata,
 ``report`` the words.
@@ -13,7 +13,7 @@ ranks, ``fit`` the stored forms, ``plan`` and ``run`` the two halves of the work
 from __future__ import annotations
 
 from .checkpoint import CheckpointWeights
-from .methods import LINEAR, Method
+from .methods import METHODS, PARAMETERS, Parameter, explained
 from .options import CombineOptions, Output, RankKind, RankRule
 from .plan import CombinePlan, plan_combine
 from .report import Combined
@@ -21,18 +21,20 @@ from .run import run_combine
 from .sources import BaseWeights, Source, WeightsInMemory
 
 __all__ = [
-    "LINEAR",
+    "METHODS",
+    "PARAMETERS",
     "BaseWeights",
     "CheckpointWeights",
     "CombineOptions",
     "CombinePlan",
     "Combined",
-    "Method",
     "Output",
+    "Parameter",
     "RankKind",
     "RankRule",
     "Source",
     "WeightsInMemory",
+    "explained",
     "plan_combine",
     "run_combine",
 ]

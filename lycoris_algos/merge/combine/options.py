@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 
 from ...errors import BadValueError
-from .methods import Method
+from .methods import MergeMethod, Parameters, find
 
 
 class Output(str, Enum):
@@ -62,23 +62,18 @@ class RankRule:
 
 
 @dataclass(frozen=True)
-class CombineOptions:
+class CombineOptions(Parameters):
     """Everything about a combination but the files. Raises BadValueError for what makes no sense.
 
-    ``density`` is the share of elements that ties, dare, della, breadcrumbs, magnitude prune and knots keep;
-    ``epsilon`` the spread of della's probabilities, ``gamma`` the share of largest elements that breadcrumbs
-    drops; ``scaling`` is λ, a factor on the result of every method. ``factor`` is LyCORIS' size of w1 for a
-    LoKr output, −1 for its default, 0 to choose what keeps most. ``dtype`` None stores as the sources are
-    stored. With ``live_order``, ``sum`` takes each weight-dependent delta from the weight as the adapters
-    before it left it, as a stack does when it is applied; otherwise every delta is that of the base weight.
+    ``method`` is the name of one of ``METHODS``; what methods can be told is given by keyword. ``scaling`` is
+    λ, a factor on the result of every method. ``factor`` is LyCORIS' size of w1 for a LoKr output, −1 for its
+    default, 0 to choose what keeps most. ``dtype`` None stores as the sources are stored. With
+    ``live_order``, ``sum`` takes each weight-dependent delta from the weight as the adapters before it left
+    it, as a stack does when it is applied; otherwise every delta is that of the base weight.
     """
 
-    method: Method = Method.SUM
-    density: float = 0.5
+    method: str = "sum"
     scaling: float = 1.0
-    epsilon: float = 0.2
-    gamma: float = 0.01
-    seed: int = 0
     output: Output = Output.SAME
     rank: RankRule = field(default_factory=RankRule)
     dtype: torch.dtype | None = None
@@ -86,16 +81,17 @@ class CombineOptions:
     live_order: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        method = find(self.method)
         self.rank.check()
-        if not 0 < self.density <= 1:
-            raise BadValueError(f"the density is {self.density:g}, but must lie above 0 and be at most 1")
-        if not 0 <= self.epsilon < 1:
-            raise BadValueError(f"epsilon is {self.epsilon:g}, but must be at least 0 and below 1")
-        if not 0 <= self.gamma < 1:
-            raise BadValueError(f"gamma is {self.gamma:g}, but must be at least 0 and below 1")
         if self.scaling == 0:
             raise BadValueError("lambda is 0, which leaves nothing of the result")
         if self.rank.kind is RankKind.BUDGET and self.output is Output.FULL:
             raise BadValueError("whole changes have one size only: choose another output for a size budget")
-        if self.live_order and self.method is not Method.SUM:
-            raise BadValueError(f"only 'sum' can replay the live order, '{self.method.value}' cannot")
+        if self.live_order and not method.like_stack:
+            raise BadValueError(f"only 'sum' can replay the live order, '{self.method}' cannot")
+
+    @property
+    def merge_method(self) -> MergeMethod:
+        """The method by its name."""
+        return find(self.method)

@@ -23,7 +23,7 @@ from ...adapters.loha import LoHa
 from ...adapters.lokr import LoKr
 from ...errors import BadValueError, NeedsBaseError, ShapeMismatchError
 from ...formats import is_text_layer
-from .methods import LINEAR, NEEDS_GRAM, Method, coefficients
+from .methods import Kind
 from .options import CombineOptions, Output, RankKind
 from .sources import BaseWeights, Contribution, IsText, SameLayer, Source, alignment_notes, grouped
 
@@ -90,7 +90,7 @@ class CombinePlan:
             f"{parameter.route.value}, stored as {_titles(parameter)}" for parameter in self.parameters
         )
         lines = [
-            f"{self.options.method.value} of {len(self.sources)} adapter sets, rank: {self.options.rank}",
+            f"{self.options.method} of {len(self.sources)} adapter sets, rank: {self.options.rank}",
             *(
                 f"  {source.adapters.name} at {source.strength_model:g} (clip {source.strength_clip:g})"
                 for source in self.sources
@@ -142,7 +142,8 @@ def lone_coefficient(contribution: Contribution, options: CombineOptions, source
     """λ·c of an adapter that is alone on its layer, by a linear method."""
     weights = weights_for(contribution, sources)
     one = torch.ones((1, 1), dtype=torch.float64)
-    return options.scaling * coefficients(options.method, weights, [contribution.index], one)[0]
+    (own,) = options.merge_method.coefficients(weights, [contribution.index], lambda: one, options)
+    return options.scaling * own
 
 
 def _is_absent(biases: Sequence[Contribution], base: BaseWeights | None) -> bool:
@@ -154,11 +155,11 @@ def _is_absent(biases: Sequence[Contribution], base: BaseWeights | None) -> bool
 def _check_stack(sources: Sequence[Source], options: CombineOptions) -> None:
     if not sources:
         raise BadValueError("there is nothing to combine: the stack is empty")
-    several = {Method.SUBTRACT, Method.COMMON_PART, Method.PROJECT_OFF, Method.SLERP, Method.MODEL_STOCK}
-    if len(sources) < 2 and options.method in several:
+    least = options.merge_method.at_least
+    if len(sources) < least:
         raise BadValueError(
-            f"'{options.method.value}' works on two adapters or more, and the stack holds one: connect Stack "
-            "LyCORIS, or choose 'sum' to resize or convert one"
+            f"'{options.method}' works on {least} adapters or more, and the stack holds {len(sources)}: "
+            "connect Stack LyCORIS, or choose 'sum' to resize or convert one"
         )
     if not any(source.strength_model or source.strength_clip for source in sources):
         raise BadValueError("every strength in the stack is 0, so nothing would be left")
@@ -181,10 +182,9 @@ def _plan(
     if _shares_a_factor(own, options):
         return replace(blank, route=Route.KRONECKER, form=Output.LOKR)
     ranks = [c.adapter.exact_rank for c in own]
-    ranked = options.method in LINEAR or options.method is Method.KNOTS
     total = sum(rank for rank in ranks if rank is not None)
     live = options.live_order and any(c.adapter.needs_weight for c in own[1:])
-    by_factors = ranked and None not in ranks and _pays(total, size) and not live
+    by_factors = options.merge_method.by_factors and None not in ranks and _pays(total, size) and not live
     form = _form(own, options)
     if options.rank.kind is RankKind.EXACT and form in (Output.SAME, Output.AUTO, Output.LOKR, Output.LOHA):
         form = Output.LORA if by_factors else Output.FULL
@@ -227,7 +227,7 @@ def _shape(
 def _can_be_kept(blank: ParameterPlan, options: CombineOptions, sources: Sequence[Source]) -> bool:
     """Whether it is one adapter whose form may stay, with its multiplier in a factor of it."""
     own = blank.contributions
-    if len(own) != 1 or options.method not in LINEAR:
+    if len(own) != 1 or not options.merge_method.linear:
         return False
     adapter = own[0].adapter
     if not adapter.linear and lone_coefficient(own[0], options, sources) != 1.0:
@@ -248,7 +248,7 @@ def _shares_a_factor(own: Sequence[Contribution], options: CombineOptions) -> bo
     """Whether all are plain LoKrs with the same w1 or the same w2, and the sum may stay one exactly."""
     wanted = options.output in (Output.SAME, Output.AUTO, Output.LOKR)
     exact = options.rank.kind is RankKind.EXACT
-    if not (wanted and exact) or options.method not in LINEAR - NEEDS_GRAM or len(own) < 2:
+    if not (wanted and exact) or options.merge_method.kind is not Kind.WEIGHTS or len(own) < 2:
         return False
     cores = [c.adapter.core for c in own if _plain(c.adapter) is LoKr]
     if len(cores) < len(own):

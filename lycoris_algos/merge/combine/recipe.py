@@ -13,6 +13,7 @@ from ...io import trigger_words
 from ...network.convert import modelspec
 from ...network.corrections import MARK
 from ...network.recipe import RECIPE, source_record
+from .methods import PARAMETERS
 from .options import RankKind
 
 if TYPE_CHECKING:
@@ -56,14 +57,11 @@ def _recipe(plan: CombinePlan) -> dict[str, object]:
     options = plan.options
     recipe: dict[str, object] = {
         "tool": "lycoris_algos combine",
-        "method": options.method.value,
+        "method": options.method,
         "output": options.output.value,
         "rank": options.rank.kind.value,
-        "density": options.density,
         "lambda": options.scaling,
-        "epsilon": options.epsilon,
-        "gamma": options.gamma,
-        "seed": options.seed,
+        **{name: getattr(options, name) for name in PARAMETERS},
         "live_order": options.live_order,
         "sources": [
             {

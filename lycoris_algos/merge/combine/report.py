@@ -58,7 +58,7 @@ class Combined:
     def report(self) -> str:
         """For a person: method and files, totals, a line per family of layers, and what is unusual."""
         plan = self.plan
-        against = "the live stack" if _is_live(plan) else f"'{plan.options.method.value}' computed exactly"
+        against = "the live stack" if _is_live(plan) else f"'{plan.options.method}' computed exactly"
         size = self.adapters.size_bytes
         lines = [
             str(plan),
@@ -119,7 +119,7 @@ def _is_live(plan: CombinePlan) -> bool:
     meets = any(
         any(c.adapter.needs_weight for c in parameter.contributions[1:]) for parameter in plan.parameters
     )
-    linear = plan.options.method.value == "sum" and plan.options.scaling == 1.0
+    linear = plan.options.merge_method.like_stack and plan.options.scaling == 1.0
     return linear and (plan.options.live_order or not meets)
 
 

@@ -22,10 +22,9 @@ from ...adapters.full import FullBias, FullWeight
 from ...adapters.lokr import LoKr
 from ...errors import BadValueError, CancelledError, LycorisError
 from ...network import AdapterSet, Unmatched
-from . import methods
 from .change import Adapters, Change, Dense, Factors, difference, gram
 from .fit import Fitted, fit_full, fit_loha, fit_lokr, fit_lora, spectrum, without_memory
-from .methods import LINEAR, NEEDS_GRAM, Method, coefficients
+from .methods import Kind
 from .options import Output, RankKind, RankRule
 from .plan import CombinePlan, ParameterPlan, Route, lone_coefficient, weights_for
 from .ranks import Demand, allocate
@@ -65,8 +64,7 @@ def run_combine(
             found[parameter.layer] = _joined(known, adapter, parameter.what)
     if not found:
         raise BadValueError(
-            f"'{plan.options.method.value}' leaves nothing of these adapters: they share no layer, or "
-            "cancel out"
+            f"'{plan.options.method}' leaves nothing of these adapters: they share no layer, or cancel out"
         )
     return Combined(_adapter_set(plan, found, name), tuple(outcomes), plan)
 
@@ -193,35 +191,22 @@ class _Run:
         if options.live_order and parameter.needs_base and parameter.route is Route.DENSE:
             return Dense(self._replayed(parameter, device) * options.scaling)
         changes = [self._delta(parameter, index, device) for index in range(len(parameter.contributions))]
-        if options.method in LINEAR:
+        method, layer = options.merge_method, parameter.name
+        if method.linear:
             return _linear(changes, self._coefficients(parameter, changes))
         weights = [c.multiplier for c in parameter.contributions]
-        if options.method is Method.KNOTS:
-            up, down = methods.knots([_as_factors(c) for c in changes], weights, options.density)
+        if method.kind is Kind.SINGULAR_VECTORS:
+            up, down = method([_as_factors(c) for c in changes], weights, told=options, layer=layer)
             return Factors(up * options.scaling, down)
         dense = [change.dense() for change in changes]
-        return Dense(self._elementwise(parameter, dense, weights) * options.scaling)
-
-    def _elementwise(
-        self, parameter: ParameterPlan, dense: Sequence[Tensor], weights: Sequence[float]
-    ) -> Tensor:
-        o, layer = self.plan.options, parameter.name
-        if o.method is Method.TIES:
-            return methods.ties(dense, weights, o.density)
-        if o.method is Method.DARE:
-            return methods.dare(dense, weights, o.density, o.seed, layer)
-        if o.method is Method.DELLA:
-            return methods.della(dense, weights, o.density, o.epsilon, o.seed, layer)
-        if o.method is Method.BREADCRUMBS:
-            return methods.breadcrumbs(dense, weights, o.density, o.gamma)
-        return methods.magnitude_prune(dense, weights, o.density)
+        return Dense(method(dense, weights, told=options, layer=layer) * options.scaling)
 
     def _coefficients(self, parameter: ParameterPlan, changes: Sequence[Change]) -> list[float]:
-        method, scaling = self.plan.options.method, self.plan.options.scaling
+        options = self.plan.options
         weights = weights_for(parameter.contributions[0], self.plan.sources)
         present = [c.index for c in parameter.contributions]
-        inner = gram(changes) if method in NEEDS_GRAM else torch.ones((len(present), len(present)))
-        return [scaling * c for c in coefficients(method, weights, present, inner)]
+        found = options.merge_method.coefficients(weights, present, lambda: gram(changes), options)
+        return [options.scaling * c for c in found]
 
     def _delta(self, parameter: ParameterPlan, index: int, device: torch.device) -> Change:
         """ΔW of one contribution, in float32 on ``device``."""

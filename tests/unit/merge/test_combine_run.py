@@ -15,7 +15,6 @@ import lycoris_algos
 from lycoris_algos import AdapterSet, BadValueError, CancelledError, NeedsBaseError
 from lycoris_algos.merge.combine import (
     CombineOptions,
-    Method,
     Source,
     WeightsInMemory,
     plan_combine,
@@ -69,7 +68,7 @@ def test_an_enlarged_weight_stays_enlarged() -> None:
         tensors = linear(4, seed, layers=1)[LAYER].to_tensors()
         sets.append(adapters({**tensors, "reshape_weight": torch.tensor([64, 48])}, f"{seed}"))
     base = WeightsInMemory({LAYER: torch.randn(64, 32)}, {})
-    for method in (Method.SUM, Method.TIES):
+    for method in ("sum", "ties"):
         layer = combine([Source(own) for own in sets], base, method=method).adapters[LAYER]
         assert layer.reshape is not None
         assert layer.delta(base.weights[LAYER]).shape == (64, 48)
@@ -105,8 +104,8 @@ def test_options_that_make_no_sense(options: dict[str, float]) -> None:
 def test_a_stack_with_which_a_method_can_do_nothing() -> None:
     with pytest.raises(BadValueError, match="the stack is empty"):
         plan_combine([])
-    with pytest.raises(BadValueError, match="two adapters or more"):
-        plan_combine([Source(linear(4, 1))], CombineOptions(method=Method.SUBTRACT))
+    with pytest.raises(BadValueError, match="2 adapters or more"):
+        plan_combine([Source(linear(4, 1))], CombineOptions(method="subtract"))
     with pytest.raises(BadValueError, match="every strength"):
         plan_combine([Source(linear(4, 1), 0.0, 0.0)])
 
@@ -171,7 +170,7 @@ def test_text_encoder_layers_have_their_own_strength(method: str, prefix: str) -
         layers = {LAYER: linear(4, seed)[LAYER], text: linear(4, seed + 5)[LAYER]}
         sets.append(AdapterSet(layers, name=f"{seed}"))
     sources = [Source(sets[0], 1.0, 0.5), Source(sets[1], 0.25, 2.0)]
-    result = combine(sources, method=Method(method)).adapters
+    result = combine(sources, method=method).adapters
     for name, weights in ((LAYER, (1.0, 0.25)), (text, (0.5, 2.0))):
         deltas = [to_numpy(s[name].delta((64, 48)).double()) for s in sets]
         wanted = expected(method, deltas, weights)
