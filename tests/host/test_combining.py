@@ -65,6 +65,54 @@ def save(comfy_nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path:
     return call
 
 
+#: Where saved workflows have their values: ids, defaults and ranges in this order.
+WIDGETS = [
+    ("method", "sum", None, None),
+    ("density", 0.5, 0.01, 1.0),
+    ("lambda", 1.0, -100.0, 100.0),
+    ("epsilon", 0.2, 0.0, 0.99),
+    ("gamma", 0.01, 0.0, 0.99),
+    ("seed", 0, 0, 2**53),
+    ("output", "same", None, None),
+    ("rank_control", "exact", None, None),
+    ("rank", 32, 1, 4096),
+    ("threshold", 0.95, 0.0, 100000.0),
+    ("budget_mb", 100.0, 0.01, 100000.0),
+    ("dtype", "as stored", None, None),
+    ("lokr_factor", 0, -1, 1024),
+    ("live_order", False, None, None),
+    ("base", "none", None, None),
+]
+
+
+def test_widgets_stay_where_saved_workflows_have_them(comfy_nodes: dict[str, Any]) -> None:
+    told = comfy_nodes["CombineLyCORIS"].GET_NODE_INFO_V1()["input"]
+    found = [
+        (name, options["default"], options.get("min"), options.get("max"))
+        for name, (_, options) in (told["required"] | told["optional"]).items()
+        if "default" in options
+    ]
+    assert found[: len(WIDGETS)] == WIDGETS
+    assert not told["required"]["seed"][1]["control_after_generate"]  # it would be a widget more
+
+
+def test_a_new_merge_method_is_in_the_node(comfy_nodes: dict[str, Any], pack: ModuleType) -> None:
+    name = f"{pack.__name__}.lycoris_algos.merge.combine.methods"
+    methods, registry = sys.modules[name], sys.modules[f"{name}._registry"]
+
+    def half(weights: Any, present: Any, *, gamma: float) -> Any:
+        raise NotImplementedError
+
+    methods.method("half", methods.Kind.WEIGHTS, "Half of it.")(half)
+    try:
+        inputs = {item.id: item for item in comfy_nodes["CombineLyCORIS"].define_schema().inputs}
+    finally:
+        del registry._METHODS["half"]
+    assert inputs["method"].options == [*methods.METHODS, "half"]
+    assert "half: Half of it." in inputs["method"].tooltip
+    assert inputs["gamma"].tooltip.startswith("breadcrumbs and half: ")
+
+
 def weights_after(model: Any, keys: tuple[str, ...]) -> dict[str, torch.Tensor]:
     with tiny.loaded(model) as weight:
         return {key: weight(key).float() for key in keys}

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from lycoris_algos.merge.combine.methods.dropping import uniform
 
-LINEAR = ("sum", "average", "model stock", "slerp", "subtract", "common part", "project off")
-ELEMENTWISE = ("ties", "dare", "della", "breadcrumbs", "magnitude prune")
 Arrays = Sequence[np.ndarray]
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from combine_runs import LAYER, SAMPLES, adapters, base_of, combine, linear
-from combining import LINEAR, expected, variant
+from combining import expected, variant
 from oracles import to_numpy
 
 import lycoris_algos
 from lycoris_algos import AdapterSet, BadValueError, CancelledError, NeedsBaseError
 from lycoris_algos.merge.combine import (
+    METHODS,
     CombineOptions,
     Source,
     WeightsInMemory,
@@ -162,7 +163,7 @@ def test_the_recipe_and_what_the_sources_agree_on_are_in_the_metadata() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["lora_te_", "lycoris_"])
-@pytest.mark.parametrize("method", LINEAR)
+@pytest.mark.parametrize("method", [found.name for found in METHODS.values() if found.linear])
 def test_text_encoder_layers_have_their_own_strength(method: str, prefix: str) -> None:
     text = f"{prefix}text_model_encoder_layers_0_self_attn_q_proj"
     sets = []
