@@ -93,16 +93,14 @@ class CombineLyCORIS(io.ComfyNode):
                     [output.value for output in Output],
                     Output.SAME.value,
                     "What the result is stored as. same keeps the algorithm where that is possible, auto "
-                    "takes what "
-                    "is smallest, full stores whole changes.",
+                    "takes what is smallest, full stores whole changes.",
                 ),
                 _combo(
                     "rank_control",
                     list(_ORDER),
                     "exact",
-                    "How many ranks the result gets: all that are needed, a number, as many as keep a "
-                    "share of the "
-                    "energy, as many as fit in a file of a size, or kohya's rules.",
+                    "How many ranks the result gets: all that are needed, a number, as many as keep a share "
+                    "of the energy, as many as fit in a file of a size, or kohya's rules.",
                 ),
                 socket(io.Int, "rank", default=32, min=1, max=4096, tooltip="For 'fixed rank'."),
                 _number(
@@ -112,8 +110,7 @@ class CombineLyCORIS(io.ComfyNode):
                     100000.0,
                     0.01,
                     "For 'energy', sv_fro and sv_cumulative the share to keep (0 to 1); for sv_ratio how "
-                    "many times "
-                    "smaller than the largest the smallest singular value may be.",
+                    "many times smaller than the largest the smallest singular value may be.",
                 ),
                 _number("budget_mb", 100.0, 0.01, 100000.0, 0.1, f"For '{_BUDGET}': the size of the file."),
                 _combo(
@@ -127,8 +124,8 @@ class CombineLyCORIS(io.ComfyNode):
                     "model",
                     optional=True,
                     tooltip="The model that the adapters were trained on. Needed for those that depend on "
-                    "its weights (DoRA, OFT, BOFT, GLoRA, (IA)³ …), and to match files of different "
-                    "trainers.",
+                    "its weights (DoRA, OFT, BOFT, GLoRA, (IA)³ …), "
+                    "and to match files of different trainers.",
                 ),
                 socket(io.Clip, "clip", optional=True, tooltip="The same for layers of the text encoder."),
                 socket(
@@ -138,8 +135,8 @@ class CombineLyCORIS(io.ComfyNode):
                     min=-1,
                     max=1024,
                     optional=True,
-                    tooltip="For output lokr: LyCORIS' factor, -1 for its default, 0 to choose what keeps "
-                    "most.",
+                    tooltip="For output lokr: LyCORIS' factor, -1 for its default, "
+                    "0 to choose what keeps most.",
                 ),
                 socket(
                     io.Boolean,
@@ -166,8 +163,8 @@ class CombineLyCORIS(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="report",
-                    tooltip="How each family of layers was combined, how much is kept, and the largest "
-                    "error.",
+                    tooltip="How each family of layers was combined, how much is kept, "
+                    "and the largest error.",
                 ),
             ],
         )

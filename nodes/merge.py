@@ -44,8 +44,8 @@ class MergeLyCORIS(io.ComfyNode):
                     options=[AS_BASE, *STORED_DTYPES],
                     default=AS_BASE,
                     tooltip="The number type of the new file. As base: every tensor as it was, and what is "
-                    "not changed copied byte for byte. fp8 is rounded at random, so that small changes "
-                    "survive.",
+                    "not changed copied byte for byte. fp8 is rounded at random, "
+                    "so that small changes survive.",
                 ),
                 socket(
                     io.String,
@@ -67,8 +67,8 @@ class MergeLyCORIS(io.ComfyNode):
                 io.String.Output(display_name="path", tooltip="The file that was written."),
                 io.String.Output(
                     display_name="report",
-                    tooltip="What was changed, what was not and why, and how far the new file is from the "
-                    "live weights.",
+                    tooltip="What was changed, what was not and why, "
+                    "and how far the new file is from the live weights.",
                 ),
             ],
         )

@@ -16,9 +16,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "convert",
         help="an adapter file in another number type, dialect or strength",
-        description="Writes an adapter file again with the same effect. To change its algorithm or ranks, "
-        "use "
-        "combine.",
+        description="Writes an adapter file again with the same effect. "
+        "To change its algorithm or ranks, use combine.",
     )
     parser.add_argument(
         "file",

@@ -97,11 +97,9 @@ def _multiplied(name: str, layer: LayerAdapter, multiplier: float) -> LayerAdapt
     if not layer.linear:
         titles = " + ".join(layer.titles)
         raise BadValueError(
-            f"layer '{name}': a strength of {multiplier:g} cannot be stored in {titles}, whose change is "
-            "not in "
-            "proportion to any of its tensors. Save it at strength 1, or use CombineLyCORIS with the base "
-            "model "
-            "to store its change as a LoRA or whole"
+            f"layer '{name}': a strength of {multiplier:g} cannot be stored in {titles}, whose change is not "
+            "in proportion to any of its tensors. Save it at strength 1, or use CombineLyCORIS with the base "
+            "model to store its change as a LoRA or whole"
         )
     # float32 first, so that the result is rounded once.
     found = layer.cast(torch.float32).multiplied(multiplier)
@@ -180,8 +178,7 @@ def _without_alpha(name: str, layer: LayerAdapter, dialect: Dialect) -> LayerAda
     if not plain or layer.parts or layer.bias_parts or layer.reshape is not None:
         raise NoSpellingError(
             f"layer '{name}': {dialect.title} has no form for {' + '.join(layer.titles)} as it is stored "
-            "here: "
-            "choose kohya or ComfyUI, or let CombineLyCORIS make a LoRA of it"
+            "here: choose kohya or ComfyUI, or let CombineLyCORIS make a LoRA of it"
         )
     if magnitude is not None:
         if magnitude.over_rows:

@@ -124,8 +124,9 @@ def _refuse(item: _FileMatch, model: Targets | None, clip: Targets | None, on_un
     if not item.placed:
         raise NoMatchError(
             f"none of the {len(adapters)} layers of '{adapters.name}' fits {wired}.\n"
-            f"{_what_it_is(adapters)}\n" + "\n".join(unmatched_lines(item.unmatched)[:6]) + "\n"
-            f"{_advice(adapters, clip is not None)}"
+            f"{_what_it_is(adapters)}\n"
+            + "\n".join(unmatched_lines(item.unmatched)[:6])
+            + f"\n{_advice(adapters, clip is not None)}"
         )
     if on_unmatched is OnUnmatched.ANYTHING and item.unmatched:
         raise NoMatchError(

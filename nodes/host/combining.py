@@ -246,8 +246,8 @@ def save_stack(
     ]
     if folded:
         lines.append(
-            f"  strength {entry.strength_model:g} (clip {entry.strength_clip:g}) is in the file: apply it "
-            "at 1"
+            f"  strength {entry.strength_model:g} (clip {entry.strength_clip:g}) "
+            "is in the file: apply it at 1"
         )
     if entry.adapters.embeddings:
         words = ", ".join(f"'{word}'" for word in entry.adapters.embeddings)

@@ -6,6 +6,7 @@ Every check is a function of source text and is itself tested on text that break
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ SOURCES = sorted([*LIBRARY.rglob("*.py"), *NODES.rglob("*.py")])
 #: All that nodes/ may say about torch: types, dtypes, and that a function is not to be compiled.
 _TORCH_NAMES = {"Tensor", "dtype", "device", "float32", "float16", "bfloat16", "float64", "compiler.disable"}
 _IN_PLACE = {"add_", "mul_", "sub_", "div_", "copy_", "matmul", "addmm", "mm", "einsum", "lerp_", "addcmul_"}
+_SCRAP = re.compile(r"""[fr]*("[^"]{0,14}"|'[^']{0,14}')""")
 _DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__"}
 _DANGEROUS_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "subprocess", "ctypes"}
 
@@ -96,6 +98,23 @@ def prints(source: str) -> list[int]:
     ]
 
 
+def scraps(source: str) -> list[tuple[int, str]]:
+    """(line, text) of lines of a wrapped string that hold next to nothing, such as ``"with "``."""
+    lines = source.encode().splitlines()
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, (ast.Constant, ast.JoinedStr)) or node.end_lineno in (None, node.lineno):
+            continue
+        for row in range(node.lineno, node.end_lineno + 1):
+            line = lines[row - 1]
+            start = node.col_offset if row == node.lineno else 0
+            end = node.end_col_offset if row == node.end_lineno else len(line)
+            piece = line[start:end].decode().strip()
+            if _SCRAP.fullmatch(piece):
+                found.add((row, piece))
+    return sorted(found)
+
+
 def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
@@ -122,6 +141,11 @@ def test_the_library_never_prints() -> None:
 def test_no_file_outgrows_its_subject() -> None:
     lengths = {str(path.relative_to(ROOT)): len(text_of(path).splitlines()) for path in SOURCES}
     assert {path: count for path, count in lengths.items() if count > 400} == {}
+
+
+def test_wrapped_texts_have_full_lines() -> None:
+    found = {str(path.relative_to(ROOT)): scraps(text_of(path)) for path in SOURCES}
+    assert {path: lines for path, lines in found.items() if lines} == {}
 
 
 def test_every_file_says_what_it_is_for() -> None:
@@ -183,3 +207,21 @@ def test_prints_would_be_seen() -> None:
     assert prints("print('x')") == [1]
     assert prints("\nsys.stdout.write('x')") == [2]
     assert prints("def print_report(): ...\nprint_report()") == []
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ('print(\n    "a text that goes on and on "\n    "with "\n    "something"\n)', 3),
+        ('print("a text that goes on and on and "\n      f"ends{1}")', 2),
+        ('print("so "\n      "it begins")', 1),
+        ("print('ä', 'a text that is long'\n      ' and ends')", 2),
+    ],
+)
+def test_scraps_would_be_seen(source: str, line: int) -> None:
+    assert line in [row for row, _ in scraps(source)]
+
+
+def test_short_texts_are_no_scraps() -> None:
+    assert scraps('names = [\n    "save",\n    "load",\n]') == []
+    assert scraps('print("a text that is wrapped "\n      "where it is full")') == []

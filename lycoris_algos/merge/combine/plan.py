@@ -288,13 +288,11 @@ def _require_base(parameters: Sequence[ParameterPlan], base: BaseWeights | None)
     if base is None:
         raise NeedsBaseError(
             f"{' and '.join(titles)} change a weight by its own values, so the change exists only together "
-            "with "
-            f"the model that was trained on: give the base model ({where})"
+            f"with the model that was trained on: give the base model ({where})"
         )
     raise NeedsBaseError(
         f"the base model has no weight for layers of {' and '.join(titles)}, whose change depends on it: "
-        "give "
-        f"the model that was trained on ({where})"
+        f"give the model that was trained on ({where})"
     )
 
 
@@ -308,29 +306,25 @@ def _notes(parameters: Sequence[ParameterPlan], options: CombineOptions) -> list
     if moved:
         notes.append(
             f"{len(moved)} layers cannot be a {options.output.value} exactly: stored as LoRA or whole. "
-            "Choose a "
-            "rank to have them fitted"
+            "Choose a rank to have them fitted"
         )
     whole = [p for p in parameters if p.form is Output.FULL and not p.is_vector and p.route is Route.DENSE]
     if whole and exact and options.output is not Output.FULL:
         notes.append(
             f"{len(whole)} layers have no exact form smaller than the weight itself and are stored whole: "
-            "choose "
-            "a rank or a size budget for a smaller file"
+            "choose a rank or a size budget for a smaller file"
         )
     flat = [p for p in parameters if p.form is Output.FULL and p.shape is None and p.route is not Route.KEPT]
     if flat:
         notes.append(
             f"{len(flat)} layers are stored whole without the shape of their kernels, which only the base "
-            "model "
-            "tells: other programs may refuse those that are convolutions"
+            "model tells: other programs may refuse those that are convolutions"
         )
     meeting = [p for p in parameters if sum(c.adapter.needs_weight for c in p.contributions[1:])]
     if meeting and not options.live_order:
         notes.append(
             f"on {len(meeting)} layers an adapter that depends on the weight follows another one. Applied "
-            "live it "
-            "sees the weight as the others left it; here every change is that of the base weight"
+            "live it sees the weight as the others left it; here every change is that of the base weight"
         )
     return notes
 

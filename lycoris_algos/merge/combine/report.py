@@ -108,9 +108,8 @@ class Combined:
             kept = sum(share * o.measured.energy for o, share in compared if o.measured is not None)
             own = _retained([o for o, _ in compared])
             notes.append(
-                f"the fitted {compared[0][0].parameter.form.value} layers keep {_percent(own)}; LoRAs of "
-                "the same "
-                f"size would keep {_percent(kept / total if total else 1.0)}"
+                f"the fitted {compared[0][0].parameter.form.value} layers keep {_percent(own)}; LoRAs of the "
+                f"same size would keep {_percent(kept / total if total else 1.0)}"
             )
         return notes
 

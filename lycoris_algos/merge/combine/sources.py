@@ -116,8 +116,7 @@ def alignment_notes(sources: Sequence[Source], groups: Sequence[Sequence[Contrib
             notes.append(
                 f"{len(alone)} of {len(source.adapters)} layers of '{source.adapters.name}' (spelled as "
                 f"{source.adapters.dialect}) have no partner in the other files, such as '{alone[0]}': if "
-                "other "
-                "files change the same layers under other names, give the model, which tells"
+                "other files change the same layers under other names, give the model, which tells"
             )
     return notes
 
