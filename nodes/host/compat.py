@@ -31,5 +31,5 @@ def socket(kind: Any, id: str, **options: Any) -> Any:
 
 
 def text_ui(text: str) -> dict[str, list[str]]:
-    """What a node returns beside its outputs for web/js/report.js to show ``text`` on it."""
+    """What a node returns beside its outputs as ``ui``, so that web/js/report.js shows ``text`` on it."""
     return {"text": [text]}

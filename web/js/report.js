@@ -1,5 +1,5 @@
 /*
- * Shows a node's report on the node itself: the text that it returns as {"ui": {"text": [report]}}.
+ * Shows a node's text on the node itself: what it returns as {"ui": {"text": [text]}}.
  *
  * ComfyUI shows such a text on its own nodes only. A DOM widget is the one thing that the canvas renderer and
  * Nodes 2.0 both place and scale, so there is nothing here that draws.
@@ -31,9 +31,9 @@ style.textContent = `
 `;
 document.head.append(style);
 
-/** Every node with a report, those to come included: they need no list here. */
-function hasReport(nodeData) {
-  return !!nodeData?.category?.startsWith("LyCORIS") && !!nodeData.output_name?.includes("report");
+/** Every node of this pack, those to come included: they need no list here. */
+function isOurs(node) {
+  return !!node.constructor.nodeData?.category?.startsWith("LyCORIS");
 }
 
 function element() {
@@ -76,24 +76,32 @@ function element() {
   return box;
 }
 
+/** The node's box of text, which is made where there is none yet. */
+function boxOf(node) {
+  const known = node.widgets?.find((widget) => widget.name === WIDGET);
+  if (known) return known.element;
+  const widget = node.addDOMWidget(WIDGET, WIDGET, element(), {
+    serialize: false, // in what is sent to the server
+    hideOnZoom: false,
+    getMinHeight: () => MIN_HEIGHT,
+  });
+  widget.serialize = false; // in the saved workflow
+  node.setSize([Math.max(node.size[0], MIN_WIDTH), Math.max(node.size[1], node.computeSize()[1])]);
+  return widget.element;
+}
+
 function show(node, output) {
-  const box = node.widgets?.find((widget) => widget.name === WIDGET)?.element;
-  // Not .value: as its content, the report is also in the page's text.
-  if (box && output?.text) box.firstChild.textContent = [output.text].flat().join("\n");
+  // Not .value: as its content, the text is also in the page's text.
+  if (output?.text && isOurs(node)) boxOf(node).firstChild.textContent = [output.text].flat().join("\n");
 }
 
 app.registerExtension({
   name: "LyCORIS.Report",
 
   nodeCreated(node) {
-    if (!hasReport(node.constructor.nodeData)) return;
-    const widget = node.addDOMWidget(WIDGET, WIDGET, element(), {
-      serialize: false, // in what is sent to the server
-      hideOnZoom: false,
-      getMinHeight: () => MIN_HEIGHT,
-    });
-    widget.serialize = false; // in the saved workflow
-    node.setSize([Math.max(node.size[0], MIN_WIDTH), Math.max(node.size[1], node.computeSize()[1])]);
+    if (!isOurs(node)) return;
+    // Output nodes have something to say at every run, so their box is there before the first one.
+    if (node.constructor.nodeData.output_node) boxOf(node);
 
     // Called after each run, also when the result came from the cache.
     const executed = node.onExecuted;
