@@ -95,7 +95,10 @@ def add_parser(subparsers: Any) -> None:
 
 def _methods() -> str:
     """All of them, for ``--help``."""
-    lines = [f"{found.name}: {found.summary}" for found in METHODS.values()]
+    lines = [
+        f"{found.name}: {found.summary}" + (f" ({found.reference})" if found.reference else "")
+        for found in METHODS.values()
+    ]
     wrap = textwrap.TextWrapper(_WIDTH, initial_indent="  ", subsequent_indent="      ")
     return "\n".join(["methods:", *map(wrap.fill, lines)])
 
