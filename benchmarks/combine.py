@@ -23,7 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lycoris_algos import AdapterSet, LayerAdapter, from_tensors
-from lycoris_algos.merge.combine import CombineOptions, RankKind, RankRule, Source, plan_combine, run_combine
+from lycoris_algos.merge.combine import CombineOptions, RankKind, RankRule, plan_combine, run_combine
+from lycoris_algos.network import StackEntry
 from lycoris_algos.ops.lowrank import product_svd
 
 RANK = 64
@@ -88,7 +89,7 @@ def run(pair: list[tuple[torch.Tensor, torch.Tensor]]) -> object:
         tensors = {"x.lora_up.weight": up.half(), "x.lora_down.weight": down.half()}
         adapters: AdapterSet = from_tensors(tensors, name=str(number))
         assert isinstance(adapters["x"], LayerAdapter)
-        sources.append(Source(adapters))
+        sources.append(StackEntry(adapters))
     options = CombineOptions(rank=RankRule(RankKind.FIXED, RANK))
     return run_combine(plan_combine(sources, options))
 

@@ -55,9 +55,10 @@ def ours(base: Path, files: list[Path], out: Path) -> None:
     """The library, as the node and the command line use it."""
     from lycoris_algos import load
     from lycoris_algos.io import read_header
-    from lycoris_algos.merge.bake import BakeEntry, plan_bake, run_bake
+    from lycoris_algos.merge.bake import plan_bake, run_bake
+    from lycoris_algos.network import StackEntry
 
-    plan = plan_bake(read_header(base), [BakeEntry(load(file), 0.8, 0.8) for file in files])
+    plan = plan_bake(read_header(base), [StackEntry(load(file), 0.8, 0.8) for file in files])
     plan.require(everything=True)
     run_bake(plan, base, out)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..lycoris_algos.network import Stack, StackEntry
 from .host.applying import Applied, OnUnmatched, apply_stack
 from .host.compat import LYCORIS, schema, socket, text_ui
 from .host.files import check_name, file_fingerprint, load_adapters
 from .host.inputs import file_input, strength_input
-from .host.stack import Stack, StackEntry
 
 _MODEL_TIP = "The diffusion model. It stays as it is: what comes out is a patched copy of it."
 _CLIP_TIP = "The text encoder, for files that change it. Optional; it stays as it is."

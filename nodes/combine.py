@@ -15,11 +15,11 @@ from ..lycoris_algos.merge.combine import (
     RankRule,
     explained,
 )
+from ..lycoris_algos.network import Stack
 from ..lycoris_algos.ops.dtypes import STORED_DTYPES
 from .host.baking import base_fingerprint, base_names, check_base
 from .host.combining import AS_STORED, NO_BASE, combine_stack
 from .host.compat import LYCORIS, schema, socket, text_ui
-from .host.stack import Stack
 
 _BUDGET = "size budget in MB"
 #: Names of the rank controls, as the node has them, and the library's.

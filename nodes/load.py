@@ -6,10 +6,10 @@ from comfy_api.latest import io
 
 from ..lycoris_algos import describe, with_rank
 from ..lycoris_algos.io import trigger_words
+from ..lycoris_algos.network import StackEntry
 from .host.compat import LYCORIS, schema, socket, text_ui
 from .host.files import check_name, file_fingerprint, load_adapters
 from .host.inputs import file_input, strength_input
-from .host.stack import StackEntry
 
 
 class LoadLyCORIS(io.ComfyNode):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..lycoris_algos.network import Stack
 from ..lycoris_algos.ops.dtypes import STORED_DTYPES
 from .host.applying import OnUnmatched
 from .host.baking import AS_BASE, bake_stack, base_fingerprint, base_names, check_base
 from .host.compat import LYCORIS, schema, socket, text_ui
 from .host.inputs import strength_input
 from .host.saving import remember, written_fingerprint
-from .host.stack import Stack
 
 
 class MergeLyCORIS(io.ComfyNode):

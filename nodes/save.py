@@ -6,11 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..lycoris_algos.network import Stack
 from ..lycoris_algos.ops.dtypes import STORED_DTYPES
 from .host.combining import AS_STORED, DIALECT_CHOICES, save_stack
 from .host.compat import LYCORIS, schema, socket, text_ui
 from .host.saving import output_path, remember, written_fingerprint
-from .host.stack import Stack
 
 
 class SaveLyCORIS(io.ComfyNode):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..lycoris_algos.network import Stack
 from .host.compat import LYCORIS, schema, socket
-from .host.stack import Stack
 
 _SLOTS = 8
 

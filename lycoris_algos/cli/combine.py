@@ -15,12 +15,11 @@ from ..merge.combine import (
     Output,
     RankKind,
     RankRule,
-    Source,
     explained,
     plan_combine,
     run_combine,
 )
-from ..network import load, save
+from ..network import StackEntry, load, save
 from ._shared import DTYPES, dtype_argument, progress_on_stderr, weighted_file
 
 # Option: (rule, type, help).
@@ -105,7 +104,7 @@ def _methods() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Combines; prints the report."""
-    sources = [Source(load(path), model, clip) for path, model, clip in args.files]
+    stack = [StackEntry(load(path), model, clip) for path, model, clip in args.files]
     options = CombineOptions(
         method=args.method,
         scaling=args.scaling,
@@ -117,19 +116,19 @@ def run(args: argparse.Namespace) -> int:
         **{name: getattr(args, name) for name in PARAMETERS},
     )
     if args.base is None:
-        return _combine(args, sources, options, None)
-    with CheckpointWeights(args.base, [source.adapters for source in sources]) as base:
-        return _combine(args, sources, options, base)
+        return _combine(args, stack, options, None)
+    with CheckpointWeights(args.base, [entry.adapters for entry in stack]) as base:
+        return _combine(args, stack, options, base)
 
 
 def _combine(
     args: argparse.Namespace,
-    sources: list[Source],
+    stack: list[StackEntry],
     options: CombineOptions,
     base: CheckpointWeights | None,
 ) -> int:
     told = () if base is None else (base, base.same_layer, base.is_text)
-    plan = plan_combine(sources, options, *told)
+    plan = plan_combine(stack, options, *told)
     if args.plan:
         print(plan)
         return 0

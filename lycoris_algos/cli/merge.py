@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..io import read_header
-from ..merge.bake import BakeEntry, bake_report, plan_bake, plan_report, run_bake
-from ..network import load
+from ..merge.bake import bake_report, plan_bake, plan_report, run_bake
+from ..network import StackEntry, load
 from ._shared import DTYPES, dtype_argument, progress_on_stderr, weighted_file
 
 _UNMATCHED = ("nothing", "anything", "never")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Merges; prints the report and the path."""
     from .. import __version__
 
-    stack = [BakeEntry(load(path), model, clip) for path, model, clip in args.files]
+    stack = [StackEntry(load(path), model, clip) for path, model, clip in args.files]
     plan = plan_bake(
         read_header(args.base),
         stack,

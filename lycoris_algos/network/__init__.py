@@ -1,4 +1,4 @@
-"""A whole file of adapters: what it is (``AdapterSet``), how it is read and written."""
+"""A whole file of adapters (``AdapterSet``), how it is read and written, and several in a stack."""
 
 from .adapter_set import AdapterSet, Unmatched
 from .content import content_hash, to_tensors
@@ -6,9 +6,12 @@ from .convert import convert
 from .load import from_tensors, load
 from .rank import with_rank
 from .save import save
+from .stack import Stack, StackEntry
 
 __all__ = [
     "AdapterSet",
+    "Stack",
+    "StackEntry",
     "Unmatched",
     "content_hash",
     "convert",

@@ -29,6 +29,7 @@ from ..formats import DIALECTS, Dialect, dialect_of, encoder_number, is_text_lay
 from .adapter_set import AdapterSet
 from .corrections import MARK
 from .recipe import RECIPE, source_record
+from .stack import StackEntry
 
 #: (layer, dialect's name) -> the layer as that dialect spells it, or None.
 Rename = Callable[[str, str], str | None]
@@ -61,9 +62,10 @@ def convert(
     """
     target = None if dialect is None else _writable(dialect)
     layers: dict[str, LayerAdapter] = {}
+    entry = StackEntry(adapter_set, strength_model, strength_clip)
     numbered = any(encoder_number(name) == 2 for name in adapter_set)
     for name, layer in adapter_set.items():
-        multiplier = strength_clip if is_text(name) else strength_model
+        multiplier = entry.multiplier(is_text(name))
         if multiplier == 0.0:
             continue
         spelled, changed = name, layer

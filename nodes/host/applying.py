@@ -17,10 +17,10 @@ from ...lycoris_algos.formats import is_text_layer
 from ...lycoris_algos.inspection import algorithm_lines, unmatched_lines
 from ...lycoris_algos.io import base_model, single_line
 from ...lycoris_algos.models import identify
+from ...lycoris_algos.network import Stack, StackEntry
 from .embeddings import FileWords, fit_words, with_words
 from .keymap import Targets, clip_targets, model_targets
 from .matching import Match, match, patches
-from .stack import Stack, StackEntry
 
 
 class OnUnmatched(str, Enum):
@@ -81,8 +81,8 @@ def apply_stack(
     found = [_match_file(entry, of_model, of_clip, own) for entry, own in zip(stack, own_words, strict=True)]
     for item in found:
         _refuse(item, of_model, of_clip, on_unmatched)
-    model_matches = [(f.model, f.entry.strength_model) for f in found if f.model is not None]
-    clip_matches = [(f.clip, f.entry.strength_clip) for f in found if f.clip is not None]
+    model_matches = [(f.model, f.entry.multiplier(False)) for f in found if f.model is not None]
+    clip_matches = [(f.clip, f.entry.multiplier(True)) for f in found if f.clip is not None]
     report = [
         _strengths(strength_model, strength_clip, clip),
         *(_file_report(item, of_clip is not None) for item in found),
@@ -200,9 +200,8 @@ def _file_report(item: _FileMatch, has_clip: bool) -> str:
     adapters, entry = item.entry.adapters, item.entry
     text = sum(map(is_text_layer, adapters))
     total = len(adapters) if has_clip else len(adapters) - text
-    own = f" at {entry.strength_model:g} (clip {entry.strength_clip:g})"
     lines = [
-        f"{adapters.name}{own}: {len(item.placed)} of {total} layers applied",
+        f"{entry}: {len(item.placed)} of {total} layers applied",
         *(f"  {line}" for line in algorithm_lines(adapters[layer] for layer in item.placed)),
         *(f"  {line}" for line in (item.words.lines if item.words is not None else ())),
     ]

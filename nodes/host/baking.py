@@ -13,13 +13,13 @@ import folder_paths
 
 from ...lycoris_algos import CancelledError, __version__
 from ...lycoris_algos.io import read_header
-from ...lycoris_algos.merge.bake import BakeEntry, bake_report, plan_bake, run_bake
+from ...lycoris_algos.merge.bake import bake_report, plan_bake, run_bake
+from ...lycoris_algos.network import Stack
 from ...lycoris_algos.ops.dtypes import STORED_DTYPES
 from .applying import OnUnmatched
 from .paths import fingerprint
 from .progress import check_cancel, progress_bar, stop_if_cancelled
 from .saving import output_path
-from .stack import Stack
 
 #: What the node calls "the number type that each tensor of the base has".
 AS_BASE = "as base"
@@ -79,13 +79,9 @@ def bake_stack(
 ) -> tuple[Path, str]:
     """(the new file, the report). Raises as the library does, and what ComfyUI does on a stop."""
     source = base_path(base)
-    entries = [
-        BakeEntry(entry.adapters, entry.strength_model * strength_model, entry.strength_clip * strength_clip)
-        for entry in stack
-    ]
     plan = plan_bake(
         read_header(source),
-        entries,
+        [entry.scaled(strength_model, strength_clip) for entry in stack],
         None if save_dtype == AS_BASE else STORED_DTYPES[save_dtype],
         base=base,
         program=f"LyCORIS for ComfyUI {__version__}",

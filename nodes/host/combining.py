@@ -28,10 +28,10 @@ from ...lycoris_algos.inspection import algorithm_lines
 from ...lycoris_algos.merge.combine import (
     CheckpointWeights,
     CombineOptions,
-    Source,
     plan_combine,
     run_combine,
 )
+from ...lycoris_algos.network import Stack, StackEntry
 from ...lycoris_algos.ops.dtypes import STORED_DTYPES
 from ...lycoris_algos.ops.rows import stacked
 from .baking import base_path
@@ -39,7 +39,6 @@ from .keymap import Place, Targets, clip_targets, model_targets
 from .names import Target
 from .patch import FUNCTION
 from .progress import check_cancel, progress_bar, stop_if_cancelled
-from .stack import Stack, StackEntry
 
 #: The dialects that a file can be saved in, as the node calls them.
 DIALECT_CHOICES = {"as stored": None, "kohya": "kohya", "ComfyUI": "comfy", "diffusers-PEFT": "diffusers"}
@@ -191,9 +190,8 @@ def combine_stack(
 def _combined(
     stack: Stack, options: CombineOptions, known: HostModel | CheckpointWeights | None, node_id: str | None
 ) -> tuple[Stack, str]:
-    sources = [Source(e.adapters, e.strength_model, e.strength_clip) for e in stack]
     told = () if known is None else (known, known.same_layer, known.is_text)
-    plan = plan_combine(sources, options, *told)
+    plan = plan_combine(stack, options, *told)
     device = comfy.model_management.get_torch_device()
     name = f"{options.method} of {', '.join(e.adapters.name for e in stack)}"
     try:

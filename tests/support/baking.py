@@ -11,7 +11,8 @@ from torch import Tensor
 
 import lycoris_algos
 from lycoris_algos.io import read_header
-from lycoris_algos.merge.bake import BakeEntry, plan_bake, run_bake
+from lycoris_algos.merge.bake import plan_bake, run_bake
+from lycoris_algos.network import StackEntry
 
 UNET = "model.diffusion_model."
 FP8 = torch.float8_e4m3fn
@@ -61,13 +62,13 @@ def every_block(seed: int = 0) -> dict[str, Tensors]:
 
 def entry(
     layers: dict[str, Tensors], multiplier: float = 1.0, clip: float = 1.0, name: str = "a.safetensors"
-) -> BakeEntry:
+) -> StackEntry:
     """A file of {layer: {suffix: tensor}} in a stack."""
     tensors = {f"{layer}.{suffix}": value for layer, own in layers.items() for suffix, value in own.items()}
-    return BakeEntry(lycoris_algos.from_tensors(tensors, name=name), multiplier, clip)
+    return StackEntry(lycoris_algos.from_tensors(tensors, name=name), multiplier, clip)
 
 
-def bake(base: Path, *stack: BakeEntry, dtype: torch.dtype | None = None, **options: Any) -> Any:
+def bake(base: Path, *stack: StackEntry, dtype: torch.dtype | None = None, **options: Any) -> Any:
     """The result of baking ``stack`` into a file beside ``base``."""
     plan = plan_bake(read_header(base), stack, dtype, base=base.name)
     return run_bake(plan, base, base.with_name("out.safetensors"), **options)

@@ -15,11 +15,11 @@ from lycoris_algos import AdapterSet, LayerAdapter
 from lycoris_algos.merge.combine import (
     Combined,
     CombineOptions,
-    Source,
     WeightsInMemory,
     plan_combine,
     run_combine,
 )
+from lycoris_algos.network import StackEntry
 
 LAYER = "lora_unet_block_0_to_q"
 SAMPLES = one_per_algorithm()
@@ -45,7 +45,7 @@ def delta_of(layer: LayerAdapter | None, weight: Tensor) -> np.ndarray:
 
 
 def combine(
-    sources: list[Source], base: WeightsInMemory | None = None, device: str = "cpu", **options: object
+    sources: list[StackEntry], base: WeightsInMemory | None = None, device: str = "cpu", **options: object
 ) -> Combined:
     return run_combine(plan_combine(sources, CombineOptions(**options), base), device)  # type: ignore[arg-type]
 

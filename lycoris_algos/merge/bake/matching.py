@@ -20,17 +20,8 @@ from ...adapters import LayerAdapter
 from ...errors import LycorisError, NeedsBaseError, ShapeMismatchError, SiblingRowsError
 from ...formats import is_text_layer
 from ...models.checkpoint import CheckpointIndex, Place, Spot
-from ...network import AdapterSet, Unmatched
+from ...network import StackEntry, Unmatched
 from ..places import Places
-
-
-@dataclass(frozen=True, eq=False)
-class BakeEntry:
-    """One file of a stack, and its multipliers for the diffusion model and for text encoders."""
-
-    adapters: AdapterSet
-    multiplier: float = 1.0
-    clip_multiplier: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +43,7 @@ class FilePlan:
     ``left_out`` are sentences about what the checkpoint has no part for.
     """
 
-    entry: BakeEntry
+    entry: StackEntry
     placed: tuple[str, ...]
     unmatched: tuple[Unmatched, ...]
     left_out: tuple[str, ...]
@@ -77,7 +68,7 @@ class Matcher:
         )
         self._joint: dict[str, int] = defaultdict(int)
 
-    def place(self, entry: BakeEntry) -> FilePlan:
+    def place(self, entry: StackEntry) -> FilePlan:
         """Finds a place for each layer of one file."""
         index = self._places.index
         placed: list[str] = []
@@ -97,7 +88,7 @@ class Matcher:
                 unmatched.append(Unmatched(layer, found))
                 continue
             placed.append(layer)
-            multiplier = entry.clip_multiplier if is_text else entry.multiplier
+            multiplier = entry.multiplier(is_text)
             for step in found if multiplier != 0.0 else ():
                 self._add(layer, step, multiplier)
         left_out = [

@@ -15,8 +15,9 @@ import torch
 from ...errors import LycorisError, NoMatchError
 from ...io import Header, TensorInfo
 from ...models.checkpoint import CheckpointIndex, Spot, index_checkpoint
+from ...network import StackEntry
 from ...ops.rounding import STOCHASTIC
-from .matching import BakeEntry, Change, FilePlan, Matcher
+from .matching import Change, FilePlan, Matcher
 from .storage import companions, is_companion, is_mark, refuse_file, refuse_weight, scale_of
 
 
@@ -85,7 +86,7 @@ class BakePlan:
 
 def plan_bake(
     header: Header,
-    stack: Sequence[BakeEntry],
+    stack: Sequence[StackEntry],
     dtype: torch.dtype | None = None,
     *,
     base: str = "checkpoint",

@@ -37,8 +37,8 @@ def baked_metadata(plan: BakePlan, reader: SafetensorsReader) -> dict[str, str]:
         "adapters": [
             {
                 **source_record(file.entry.adapters),
-                "multiplier": file.entry.multiplier,
-                "clip_multiplier": file.entry.clip_multiplier,
+                "multiplier": file.entry.strength_model,
+                "clip_multiplier": file.entry.strength_clip,
                 "layers": len(file.placed),
                 "unmatched": len(file.unmatched),
             }

@@ -56,10 +56,9 @@ def _proof_line(result: BakeResult) -> str:
 
 
 def _file_lines(file: FilePlan) -> list[str]:
-    entry, adapters = file.entry, file.entry.adapters
-    strength = f"{entry.multiplier:g} (clip {entry.clip_multiplier:g})"
+    adapters = file.entry.adapters
     lines = [
-        f"{adapters.name} at {strength}: {len(file.placed)} of {len(adapters)} layers",
+        f"{file.entry}: {len(file.placed)} of {len(adapters)} layers",
         *(f"  {line}" for line in algorithm_lines(adapters.values())),
         *(f"  {line}" for line in file.left_out),
     ]

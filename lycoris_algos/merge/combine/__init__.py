@@ -1,6 +1,6 @@
 """Several adapter sets into one, on their deltas: how (options), what goes together (sources), by which way.
 
-    plan = plan_combine([Source(a), Source(b, 0.7)], CombineOptions("ties", density=0.3))
+    plan = plan_combine([StackEntry(a), StackEntry(b, 0.7)], CombineOptions("ties", density=0.3))
     print(plan)
     combined = run_combine(plan)          # .adapters, .report()
 
@@ -18,7 +18,7 @@ from .options import CombineOptions, Output, RankKind, RankRule
 from .plan import CombinePlan, plan_combine
 from .report import Combined
 from .run import run_combine
-from .sources import BaseWeights, Source, WeightsInMemory
+from .sources import BaseWeights, WeightsInMemory
 
 __all__ = [
     "METHODS",
@@ -32,7 +32,6 @@ __all__ = [
     "Parameter",
     "RankKind",
     "RankRule",
-    "Source",
     "WeightsInMemory",
     "explained",
     "plan_combine",

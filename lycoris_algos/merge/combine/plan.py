@@ -23,9 +23,10 @@ from ...adapters.loha import LoHa
 from ...adapters.lokr import LoKr
 from ...errors import BadValueError, NeedsBaseError, ShapeMismatchError
 from ...formats import is_text_layer
+from ...network import StackEntry
 from .methods import Kind
 from .options import CombineOptions, Output, RankKind
-from .sources import BaseWeights, Contribution, IsText, SameLayer, Source, alignment_notes, grouped
+from .sources import BaseWeights, Contribution, IsText, SameLayer, alignment_notes, grouped
 
 
 class Route(str, Enum):
@@ -75,7 +76,7 @@ class CombinePlan:
     """All parameters of the result. ``str`` of it is for a person."""
 
     parameters: tuple[ParameterPlan, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[StackEntry, ...]
     options: CombineOptions
     base: BaseWeights | None
     notes: tuple[str, ...]
@@ -91,10 +92,7 @@ class CombinePlan:
         )
         lines = [
             f"{self.options.method} of {len(self.sources)} adapter sets, rank: {self.options.rank}",
-            *(
-                f"  {source.adapters.name} at {source.strength_model:g} (clip {source.strength_clip:g})"
-                for source in self.sources
-            ),
+            *(f"  {source}" for source in self.sources),
             *(f"  {count}× {route}" for route, count in routes.most_common()),
             *(f"  note: {note}" for note in self.notes),
         ]
@@ -102,7 +100,7 @@ class CombinePlan:
 
 
 def plan_combine(
-    stack: Sequence[Source],
+    stack: Sequence[StackEntry],
     options: CombineOptions | None = None,
     base: BaseWeights | None = None,
     same_layer: SameLayer | None = None,
@@ -133,12 +131,14 @@ def plan_combine(
     return CombinePlan(tuple(parameters), sources, options, base, notes)
 
 
-def weights_for(contribution: Contribution, sources: Sequence[Source]) -> list[float]:
+def weights_for(contribution: Contribution, sources: Sequence[StackEntry]) -> list[float]:
     """The multiplier of every source on layers of the kind that ``contribution`` is to."""
     return [source.multiplier(contribution.is_text) for source in sources]
 
 
-def lone_coefficient(contribution: Contribution, options: CombineOptions, sources: Sequence[Source]) -> float:
+def lone_coefficient(
+    contribution: Contribution, options: CombineOptions, sources: Sequence[StackEntry]
+) -> float:
     """λ·c of an adapter that is alone on its layer, by a linear method."""
     weights = weights_for(contribution, sources)
     one = torch.ones((1, 1), dtype=torch.float64)
@@ -152,7 +152,7 @@ def _is_absent(biases: Sequence[Contribution], base: BaseWeights | None) -> bool
     return optional and base is not None and base.shape(biases[0].name, "bias") is None
 
 
-def _check_stack(sources: Sequence[Source], options: CombineOptions) -> None:
+def _check_stack(sources: Sequence[StackEntry], options: CombineOptions) -> None:
     if not sources:
         raise BadValueError("there is nothing to combine: the stack is empty")
     least = options.merge_method.at_least
@@ -170,7 +170,7 @@ def _plan(
     what: str,
     options: CombineOptions,
     base: BaseWeights | None,
-    sources: Sequence[Source],
+    sources: Sequence[StackEntry],
 ) -> ParameterPlan:
     layer = own[0].name
     shape, size = _shape(own, what, base)
@@ -224,7 +224,7 @@ def _shape(
     return shape, next(iter(sizes), (0, 0))
 
 
-def _can_be_kept(blank: ParameterPlan, options: CombineOptions, sources: Sequence[Source]) -> bool:
+def _can_be_kept(blank: ParameterPlan, options: CombineOptions, sources: Sequence[StackEntry]) -> bool:
     """Whether it is one adapter whose form may stay, with its multiplier in a factor of it."""
     own = blank.contributions
     if len(own) != 1 or not options.merge_method.linear:

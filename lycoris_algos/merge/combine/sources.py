@@ -16,25 +16,12 @@ from torch import Tensor
 
 from ...adapters import LayerAdapter
 from ...formats import encoder_number, is_text_layer, model_paths, text_paths
-from ...network import AdapterSet
+from ...network import StackEntry
 
 #: What a layer name means, in any terms that can be compared; None if that is not known.
 SameLayer = Callable[[str], Hashable | None]
 #: Whether a layer name means one of a text encoder.
 IsText = Callable[[str], bool]
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """One adapter set and its multipliers, for layers of the model and of text encoders."""
-
-    adapters: AdapterSet
-    strength_model: float = 1.0
-    strength_clip: float = 1.0
-
-    def multiplier(self, is_text: bool) -> float:
-        """The multiplier of its layers of text encoders, or of the model."""
-        return self.strength_clip if is_text else self.strength_model
 
 
 class BaseWeights(Protocol):
@@ -83,7 +70,7 @@ class Contribution:
 
 
 def grouped(
-    sources: Sequence[Source], same_layer: SameLayer | None, is_text: IsText = is_text_layer
+    sources: Sequence[StackEntry], same_layer: SameLayer | None, is_text: IsText = is_text_layer
 ) -> list[list[Contribution]]:
     """The layers of all sources, those that mean the same together, in order of first appearance.
 
@@ -104,7 +91,7 @@ def grouped(
     return list(groups.values())
 
 
-def alignment_notes(sources: Sequence[Source], groups: Sequence[Sequence[Contribution]]) -> list[str]:
+def alignment_notes(sources: Sequence[StackEntry], groups: Sequence[Sequence[Contribution]]) -> list[str]:
     """What could not be aligned although it may be the same: layers alone, in files of several dialects."""
     dialects = {source.adapters.dialect for source in sources}
     if len(dialects) < 2:

@@ -144,9 +144,10 @@ _SLOW = """
     from pathlib import Path
     from lycoris_algos import load
     from lycoris_algos.io import read_header
-    from lycoris_algos.merge.bake import BakeEntry, plan_bake, run_bake
+    from lycoris_algos.merge.bake import plan_bake, run_bake
+    from lycoris_algos.network import StackEntry
     base = Path("base.safetensors")
-    plan = plan_bake(read_header(base), [BakeEntry(load("a.safetensors"))])
+    plan = plan_bake(read_header(base), [StackEntry(load("a.safetensors"))])
     def progress(done, total, what):
         if done > 4:
             print("half", flush=True)

@@ -21,10 +21,10 @@ from lycoris_algos.merge.combine import (
     Output,
     RankKind,
     RankRule,
-    Source,
     plan_combine,
 )
 from lycoris_algos.merge.combine.plan import Route
+from lycoris_algos.network import StackEntry
 
 KINDS = [kind for kind in (*cores(), *parts(), *modifiers()) if kind.keys.names and kind.algo != "reshape"]
 
@@ -41,7 +41,7 @@ def test_every_algorithm_is_here() -> None:
 def test_the_result_is_the_formula(case: Case, method: str) -> None:
     sets = [adapters(variant(case, number), f"set{number}") for number in (1, 2)]
     weights = (0.8, -0.6) if method in ("sum", "ties") else (0.8, 0.5)
-    sources = [Source(own, w, w) for own, w in zip(sets, weights, strict=True)]
+    sources = [StackEntry(own, w, w) for own, w in zip(sets, weights, strict=True)]
     base = base_of(case)
     try:
         exact = combine(sources, base, method=method, dtype=torch.float32, seed=7)
@@ -73,8 +73,8 @@ def test_the_result_is_the_formula(case: Case, method: str) -> None:
 def test_a_plus_b_minus_b_is_a(case: Case) -> None:
     first, second = (adapters(variant(case, number), f"set{number}") for number in (1, 2))
     base = base_of(case)
-    both = combine([Source(first), Source(second)], base, dtype=torch.float32).adapters
-    again = combine([Source(both), Source(second)], base, method="subtract", dtype=torch.float32)
+    both = combine([StackEntry(first), StackEntry(second)], base, dtype=torch.float32).adapters
+    again = combine([StackEntry(both), StackEntry(second)], base, method="subtract", dtype=torch.float32)
     for target in case.targets():
         weight = target.weight()
         own = [s[LAYER] if target.what == "weight" else s[LAYER].bias for s in (first, second)]
@@ -89,7 +89,7 @@ def test_a_plus_b_minus_b_is_a(case: Case) -> None:
 @pytest.mark.parametrize("output", ["lora", "full"])
 def test_every_algorithm_becomes_a_lora_or_a_whole_change(case: Case, output: str) -> None:
     own = adapters(case.tensors)
-    result = combine([Source(own)], base_of(case), output=Output(output), dtype=torch.float32).adapters
+    result = combine([StackEntry(own)], base_of(case), output=Output(output), dtype=torch.float32).adapters
     for target in case.targets():
         weight = target.weight()
         before, after = (s[LAYER] if target.what == "weight" else s[LAYER].bias for s in (own, result))
@@ -103,7 +103,7 @@ def test_every_algorithm_becomes_a_lora_or_a_whole_change(case: Case, output: st
 @pytest.mark.parametrize("weights", [(1.0, 0.5, 0.25), (1.0, -0.5, 0.25)])
 def test_projection_leaves_zero_inner_products(weights: tuple[float, ...]) -> None:
     sets = [linear(rank, seed) for rank, seed in ((4, 1), (6, 2), (3, 3))]
-    sources = [Source(own, w) for own, w in zip(sets, weights, strict=True)]
+    sources = [StackEntry(own, w) for own, w in zip(sets, weights, strict=True)]
     off = combine(sources, method="project off").adapters
     shared = combine(sources, method="common part").adapters
     for name, layer in off.items():
@@ -117,7 +117,7 @@ def test_projection_leaves_zero_inner_products(weights: tuple[float, ...]) -> No
 
 def test_the_mean_of_several_on_the_sphere_is_as_far_from_each_as_their_shares_say() -> None:
     sets = [linear(4, seed, layers=1) for seed in (1, 2, 3)]
-    result = combine([Source(own) for own in sets], method="slerp").adapters
+    result = combine([StackEntry(own) for own in sets], method="slerp").adapters
     deltas = [to_numpy(s[LAYER].delta((64, 48)).double()).ravel() for s in sets]
     mean = to_numpy(result[LAYER].delta((64, 48)).double()).ravel()
     assert math.isclose(np.linalg.norm(mean), np.mean([np.linalg.norm(d) for d in deltas]), rel_tol=1e-5)
@@ -141,11 +141,11 @@ def test_a_layer_that_one_adapter_lacks() -> None:
         ("subtract", -0.5),
         ("ties", None),
     ):
-        result = combine([Source(one), Source(two, 0.5)], method=method).adapters
+        result = combine([StackEntry(one), StackEntry(two, 0.5)], method=method).adapters
         if share is not None:
             assert np.allclose(to_numpy(result[alone].delta((64, 48))), share * wanted, atol=1e-6)
     for method in ("common part", "project off"):
-        combined = combine([Source(one), Source(two)], method=method)
+        combined = combine([StackEntry(one), StackEntry(two)], method=method)
         assert list(combined.adapters) == [LAYER]
         assert "1 parameters are left out" in combined.report()
 
@@ -171,7 +171,7 @@ FIRST_NUMBERS = [0.375996, 0.662079, 0.122612, 0.505707]
 
 @pytest.mark.parametrize("method", ["dare", "della"])
 def test_random_methods_repeat_and_follow_the_seed(method: str) -> None:
-    sources = [Source(linear(4, 1)), Source(linear(4, 2))]
+    sources = [StackEntry(linear(4, 1)), StackEntry(linear(4, 2))]
     runs = [combine(sources, method=method, seed=seed).adapters for seed in (3, 3, 4)]
     first, again, other = (lycoris_algos.network.to_tensors(run) for run in runs)
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -181,28 +181,28 @@ def test_random_methods_repeat_and_follow_the_seed(method: str) -> None:
 # ---- routes ---------------------------------------------------------------------------------------------
 
 
-def route(sources: list[Source], **options: object) -> set[Route]:
+def route(sources: list[StackEntry], **options: object) -> set[Route]:
     plan = plan_combine(sources, CombineOptions(**options))  # type: ignore[arg-type]
     return {parameter.route for parameter in plan.parameters}
 
 
 def test_the_cheapest_way_is_taken() -> None:
-    a, b = Source(linear(4, 1)), Source(linear(4, 2))
+    a, b = StackEntry(linear(4, 1)), StackEntry(linear(4, 2))
     assert route([a]) == {Route.KEPT}
     assert route([a, b]) == {Route.FACTORS}
     assert route([a, b], method="knots", rank=RankRule(RankKind.FIXED, 4)) == {Route.FACTORS}
     assert route([a, b], method="ties") == {Route.DENSE}
     one, other = lokr(1), lokr(2)
     shared = lokr(3, w1=one[LAYER].to_tensors()["lokr_w1"])
-    assert route([Source(one), Source(shared)]) == {Route.KRONECKER}
-    assert route([Source(one), Source(other)]) == {Route.DENSE}
+    assert route([StackEntry(one), StackEntry(shared)]) == {Route.KRONECKER}
+    assert route([StackEntry(one), StackEntry(other)]) == {Route.DENSE}
 
 
 @pytest.mark.parametrize("which", ["lokr_w1", "lokr_w2"])
 def test_lokrs_that_share_a_factor_stay_one(which: str) -> None:
     one = lokr(1)
     other = lokr(2, **{which.removeprefix("lokr_"): one[LAYER].to_tensors()[which]})
-    combined = combine([Source(one, 0.7), Source(other, -0.4)])
+    combined = combine([StackEntry(one, 0.7), StackEntry(other, -0.4)])
     layer = combined.adapters[LAYER]
     assert layer.core is not None
     assert layer.core.algo == "lokr"
@@ -214,7 +214,7 @@ def test_lokrs_that_share_a_factor_stay_one(which: str) -> None:
 def test_one_adapter_as_it_was_trained_is_kept_bit_for_bit() -> None:
     for case in (*CASES, *DEPENDENT):
         own = adapters(case.tensors)
-        kept = lycoris_algos.network.to_tensors(combine([Source(own)]).adapters)
+        kept = lycoris_algos.network.to_tensors(combine([StackEntry(own)]).adapters)
         before = lycoris_algos.network.to_tensors(own)
         assert kept.keys() == before.keys(), case.name
         assert all(torch.equal(kept[key], before[key]) for key in kept), case.name

@@ -19,8 +19,8 @@ from lycoris_algos.merge.combine import (
     Output,
     RankKind,
     RankRule,
-    Source,
 )
+from lycoris_algos.network import StackEntry
 
 
 def spectrum(layer: LayerAdapter) -> np.ndarray:
@@ -33,7 +33,7 @@ def spectrum(layer: LayerAdapter) -> np.ndarray:
 )
 def test_resizing_follows_the_rule(kind: str, value: float) -> None:
     own = linear(12, 1)
-    result = combine([Source(own)], rank=RankRule(RankKind(kind), value)).adapters
+    result = combine([StackEntry(own)], rank=RankRule(RankKind(kind), value)).adapters
     for name, layer in result.items():
         s = spectrum(own[name])
         if kind == "sv_ratio":
@@ -49,7 +49,7 @@ def test_resizing_follows_the_rule(kind: str, value: float) -> None:
 
 def test_a_fixed_rank_is_the_best_one() -> None:
     own, other = linear(12, 1), linear(12, 2)
-    combined = combine([Source(own), Source(other)], rank=RankRule(RankKind.FIXED, 8))
+    combined = combine([StackEntry(own), StackEntry(other)], rank=RankRule(RankKind.FIXED, 8))
     for name, layer in combined.adapters.items():
         wanted = to_numpy((own[name].delta((64, 48)) + other[name].delta((64, 48))).double())
         s = np.linalg.svd(wanted, compute_uv=False)
@@ -71,7 +71,7 @@ RESIZED = [case for case in SAMPLES if len(case.shape) > 1 and case.algos and ca
 @pytest.mark.parametrize("case", RESIZED, ids=lambda case: case.name)
 @pytest.mark.parametrize("rule", [RankRule(RankKind.FIXED, 2), RankRule(RankKind.ENERGY, 0.7)], ids=str)
 def test_every_algorithm_can_be_resized(case: Case, rule: RankRule) -> None:
-    combined = combine([Source(adapters(case.tensors))], base_of(case), rank=rule, dtype=torch.float32)
+    combined = combine([StackEntry(adapters(case.tensors))], base_of(case), rank=rule, dtype=torch.float32)
     layer = combined.adapters[LAYER]
     weight = next(case.targets()).weight()
     wanted = delta_of(adapters(case.tensors)[LAYER], weight)
@@ -85,7 +85,7 @@ def test_every_algorithm_can_be_resized(case: Case, rule: RankRule) -> None:
 @pytest.mark.parametrize("output", ["same", "lora", "lokr", "loha", "auto"])
 @pytest.mark.parametrize("budget", [6_000, 12_000])
 def test_the_budget_is_respected_and_used(output: str, budget: int, tmp_path: Path) -> None:
-    sources = [Source(linear(12, 1)), Source(linear(12, 2))]
+    sources = [StackEntry(linear(12, 1)), StackEntry(linear(12, 2))]
     rule = RankRule(RankKind.BUDGET, budget / 1e6)
     combined = combine(sources, output=Output(output), rank=rule, dtype=torch.float16)
     path = lycoris_algos.save(combined.adapters, tmp_path / "x.safetensors")
@@ -102,17 +102,17 @@ def test_a_budget_goes_where_the_energy_is() -> None:
     strong, weak = linear(12, 1, layers=1), linear(12, 1, layers=2)
     layers = {**strong, "lora_unet_block_1_to_q": weak["lora_unet_block_1_to_q"].multiplied(0.05)}
     own = AdapterSet(layers, name="uneven")  # type: ignore[arg-type]
-    combined = combine([Source(own)], rank=RankRule(RankKind.BUDGET, 0.004), dtype=torch.float16)
+    combined = combine([StackEntry(own)], rank=RankRule(RankKind.BUDGET, 0.004), dtype=torch.float16)
     ranks = {outcome.parameter.layer: outcome.rank or 0 for outcome in combined.outcomes}
     assert ranks[LAYER] > 3 * ranks["lora_unet_block_1_to_q"]
     with pytest.raises(BadValueError, match="too small"):
-        combine([Source(own)], rank=RankRule(RankKind.BUDGET, 0.0001))
+        combine([StackEntry(own)], rank=RankRule(RankKind.BUDGET, 0.0001))
 
 
 def test_fits_of_their_own_kind_are_found_again() -> None:
     draw = torch.Generator().manual_seed(3)
     kron = lokr(5)
-    again = combine([Source(kron, 0.5)], output=Output.LOKR, rank=RankRule(RankKind.FIXED, 16), factor=4)
+    again = combine([StackEntry(kron, 0.5)], output=Output.LOKR, rank=RankRule(RankKind.FIXED, 16), factor=4)
     assert again.adapters[LAYER].core.algo == "lokr"  # type: ignore[union-attr]
     assert again.retained > 1 - 1e-9
     hada = {
@@ -120,7 +120,7 @@ def test_fits_of_their_own_kind_are_found_again() -> None:
         for n in (1, 2)
         for s in "ab"
     }
-    full = combine([Source(adapters(hada))], output=Output.FULL).adapters
-    found = combine([Source(full)], output=Output.LOHA, rank=RankRule(RankKind.FIXED, 2))
+    full = combine([StackEntry(adapters(hada))], output=Output.FULL).adapters
+    found = combine([StackEntry(full)], output=Output.LOHA, rank=RankRule(RankKind.FIXED, 2))
     assert found.retained > 0.5
     assert "LoRAs of the same size would keep" in found.report()

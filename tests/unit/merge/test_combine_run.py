@@ -16,17 +16,17 @@ from lycoris_algos import AdapterSet, BadValueError, CancelledError, NeedsBaseEr
 from lycoris_algos.merge.combine import (
     METHODS,
     CombineOptions,
-    Source,
     WeightsInMemory,
     plan_combine,
     run_combine,
 )
+from lycoris_algos.network import StackEntry
 
 
 def test_weight_dependent_adapters_need_the_base() -> None:
     for case in SAMPLES:
         sets = [adapters(variant(case, number), f"{number}") for number in (1, 2)]
-        sources = [Source(own) for own in sets]
+        sources = [StackEntry(own) for own in sets]
         layer = sets[0][LAYER]
         if layer.needs_weight or (layer.bias is not None and layer.bias.needs_weight):
             with pytest.raises(NeedsBaseError, match="give the base model"):
@@ -41,7 +41,7 @@ def test_live_order_is_what_a_stack_does() -> None:
     base = base_of(case)
     weight = next(case.targets()).weight()
     live = lycoris_algos.apply_(weight.double(), [(s[LAYER], 1.0) for s in sets]) - weight.double()
-    sources = [Source(own) for own in sets]
+    sources = [StackEntry(own) for own in sets]
     replayed = combine(sources, base, live_order=True).adapters[LAYER].delta(weight)
     assert torch.allclose(replayed.double(), live, atol=1e-6)
     based = combine(sources, base)
@@ -54,12 +54,12 @@ def test_layers_of_two_dialects_find_each_other() -> None:
     tensors = linear(4, 2, layers=1)[LAYER].to_tensors()
     comfy = adapters(tensors, "comfy", "diffusion_model.block.0.to.q")
     other = adapters(tensors, "diffusers", "transformer.somewhere.else")
-    assert len(combine([Source(kohya), Source(comfy)]).adapters) == 1
-    combined = combine([Source(kohya), Source(other)])
+    assert len(combine([StackEntry(kohya), StackEntry(comfy)]).adapters) == 1
+    combined = combine([StackEntry(kohya), StackEntry(other)])
     assert len(combined.adapters) == 2
     assert "have no partner" in combined.report()
     known = {LAYER: "the same", "transformer.somewhere.else": "the same"}
-    plan = plan_combine([Source(kohya), Source(other)], same_layer=known.get)
+    plan = plan_combine([StackEntry(kohya), StackEntry(other)], same_layer=known.get)
     assert len(run_combine(plan).adapters) == 1
 
 
@@ -70,11 +70,11 @@ def test_an_enlarged_weight_stays_enlarged() -> None:
         sets.append(adapters({**tensors, "reshape_weight": torch.tensor([64, 48])}, f"{seed}"))
     base = WeightsInMemory({LAYER: torch.randn(64, 32)}, {})
     for method in ("sum", "ties"):
-        layer = combine([Source(own) for own in sets], base, method=method).adapters[LAYER]
+        layer = combine([StackEntry(own) for own in sets], base, method=method).adapters[LAYER]
         assert layer.reshape is not None
         assert layer.delta(base.weights[LAYER]).shape == (64, 48)
     wanted = sets[0][LAYER].delta(base.weights[LAYER]) + sets[1][LAYER].delta(base.weights[LAYER])
-    summed = combine([Source(own) for own in sets], base).adapters[LAYER]
+    summed = combine([StackEntry(own) for own in sets], base).adapters[LAYER]
     assert torch.allclose(summed.delta(base.weights[LAYER]), wanted, atol=1e-5)
 
 
@@ -85,12 +85,12 @@ def test_embeddings_of_all_files_come_along() -> None:
         lycoris_algos.from_tensors({**stored, f"bundle_emb.{word}.clip_l": torch.randn(2, 768)}, name=word)
         for word in ("first", "second")
     )
-    assert set(combine([Source(one), Source(two)]).adapters.embeddings) == {"first", "second"}
+    assert set(combine([StackEntry(one), StackEntry(two)]).adapters.embeddings) == {"first", "second"}
 
 
 def test_adapters_of_different_models_are_refused() -> None:
     with pytest.raises(lycoris_algos.ShapeMismatchError, match="different models"):
-        combine([Source(linear(4, 1)), Source(linear(4, 2, shape=(32, 48)))])
+        combine([StackEntry(linear(4, 1)), StackEntry(linear(4, 2, shape=(32, 48)))])
 
 
 @pytest.mark.parametrize(
@@ -106,16 +106,16 @@ def test_a_stack_with_which_a_method_can_do_nothing() -> None:
     with pytest.raises(BadValueError, match="the stack is empty"):
         plan_combine([])
     with pytest.raises(BadValueError, match="2 adapters or more"):
-        plan_combine([Source(linear(4, 1))], CombineOptions(method="subtract"))
+        plan_combine([StackEntry(linear(4, 1))], CombineOptions(method="subtract"))
     with pytest.raises(BadValueError, match="every strength"):
-        plan_combine([Source(linear(4, 1), 0.0, 0.0)])
+        plan_combine([StackEntry(linear(4, 1), 0.0, 0.0)])
 
 
 # ---- the run --------------------------------------------------------------------------------------------
 
 
 def test_progress_names_layers_and_cancel_stops_between_them() -> None:
-    plan = plan_combine([Source(linear(4, 1)), Source(linear(4, 2))])
+    plan = plan_combine([StackEntry(linear(4, 1)), StackEntry(linear(4, 2))])
     seen: list[tuple[int, int, str]] = []
     run_combine(plan, progress=lambda *step: seen.append(step))
     assert [step[:2] for step in seen] == [(0, 3), (1, 3), (2, 3)]
@@ -127,7 +127,7 @@ def test_progress_names_layers_and_cancel_stops_between_them() -> None:
 def test_out_of_memory_on_a_layer_moves_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from lycoris_algos.merge.combine import run
 
-    plan = plan_combine([Source(linear(4, 1)), Source(linear(4, 2))])
+    plan = plan_combine([StackEntry(linear(4, 1)), StackEntry(linear(4, 2))])
     plain = run_combine(plan)
     original = run._Run._combine
     calls: list[str] = []
@@ -152,7 +152,7 @@ def test_the_recipe_and_what_the_sources_agree_on_are_in_the_metadata() -> None:
     shared = {"ss_base_model_version": "sdxl_base_v1-0", "ss_network_args": '{"rs_lora": "True"}'}
     one = adapters(linear(4, 1)[LAYER].to_tensors(), "one", **shared, ss_v2="False")
     two = adapters(linear(4, 2)[LAYER].to_tensors(), "two", **shared, ss_v2="True")
-    metadata = combine([Source(one, 0.5), Source(two)]).adapters.metadata
+    metadata = combine([StackEntry(one, 0.5), StackEntry(two)]).adapters.metadata
     recipe = json.loads(metadata["lycoris_algos.recipe"])
     assert [source["file"] for source in recipe["sources"]] == ["one", "two"]
     assert recipe["sources"][0]["strength_model"] == 0.5
@@ -170,7 +170,7 @@ def test_text_encoder_layers_have_their_own_strength(method: str, prefix: str) -
     for seed in (1, 2):
         layers = {LAYER: linear(4, seed)[LAYER], text: linear(4, seed + 5)[LAYER]}
         sets.append(AdapterSet(layers, name=f"{seed}"))
-    sources = [Source(sets[0], 1.0, 0.5), Source(sets[1], 0.25, 2.0)]
+    sources = [StackEntry(sets[0], 1.0, 0.5), StackEntry(sets[1], 0.25, 2.0)]
     result = combine(sources, method=method).adapters
     for name, weights in ((LAYER, (1.0, 0.25)), (text, (0.5, 2.0))):
         deltas = [to_numpy(s[name].delta((64, 48)).double()) for s in sets]

@@ -15,9 +15,10 @@ from torch import Tensor
 import lycoris_algos
 from lycoris_algos import BadValueError
 from lycoris_algos.cli import main
-from lycoris_algos.merge.combine import METHODS, PARAMETERS, CombineOptions, Source, explained
+from lycoris_algos.merge.combine import METHODS, PARAMETERS, CombineOptions, explained
 from lycoris_algos.merge.combine.methods import Kind, _registry, method
 from lycoris_algos.merge.combine.methods.dropping import keep_largest
+from lycoris_algos.network import StackEntry
 
 HELP_PAGE = Path(__file__).parents[3] / "web" / "docs" / "CombineLyCORIS.md"
 
@@ -48,7 +49,7 @@ def test_the_order_in_which_a_user_is_offered_them() -> None:
 def test_a_new_method_runs(strongest: None) -> None:
     sets = [linear(4, seed, layers=1) for seed in (1, 2, 3)]
     weights = (1.0, -0.5, 2.0)
-    sources = [Source(own, w) for own, w in zip(sets, weights, strict=True)]
+    sources = [StackEntry(own, w) for own, w in zip(sets, weights, strict=True)]
     result = combine(sources, method="strongest", density=0.3).adapters[LAYER].delta((64, 48))
     own = []
     for adapters, w in zip(sets, weights, strict=True):

@@ -1,0 +1,37 @@
+"""A stack: adapter sets in the order in which they are applied, each with its own strengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .adapter_set import AdapterSet
+
+
+@dataclass(frozen=True, eq=False)
+class StackEntry:
+    """An adapter set and its strengths: one for the layers of the diffusion model, one for text encoders.
+
+    Fields added later have defaults, so that entries that were made before them stay valid.
+    """
+
+    adapters: AdapterSet
+    strength_model: float = 1.0
+    strength_clip: float = 1.0
+
+    def multiplier(self, is_text: bool) -> float:
+        """The multiplier of its layers of text encoders, or of the diffusion model."""
+        return self.strength_clip if is_text else self.strength_model
+
+    def scaled(self, strength_model: float, strength_clip: float) -> StackEntry:
+        """The same with the strengths of a whole stack folded in."""
+        return replace(
+            self,
+            strength_model=self.strength_model * strength_model,
+            strength_clip=self.strength_clip * strength_clip,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.adapters.name} at {self.strength_model:g} (clip {self.strength_clip:g})"
+
+
+Stack = tuple[StackEntry, ...]
