@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from . import diffusion_transformers, flux, hunyuan_video, lumina, stable_diffusion, wan
-from ._base import Family, Located, Part, Rule
+from ._base import Family, FusedRows, Located, Rule
 from ._fused import split_names
 
 #: A file that bears the signs of several is for the first that bears most.
@@ -49,6 +49,13 @@ def names_in(shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Located
             yield from family.names(shapes)
 
 
+def diffusers_names_in(shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Located]]:
+    """The same, of the names in diffusers alone; the first of a layer is today's."""
+    for family in FAMILIES:
+        if family.owns(shapes):
+            yield from family.diffusers_names(shapes)
+
+
 def identify(layers: Iterable[str], metadata: Mapping[str, str] | None = None) -> str | None:
     """The title of the family that a file was made for, by its layers' names and metadata; None if unclear.
 
@@ -80,4 +87,14 @@ def _labelled(metadata: Mapping[str, str]) -> Family | None:
     return None
 
 
-__all__ = ["FAMILIES", "Family", "Located", "Part", "Rule", "identify", "names_in", "split_names"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "FusedRows",
+    "Located",
+    "Rule",
+    "diffusers_names_in",
+    "identify",
+    "names_in",
+    "split_names",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 Number = int | Fraction
@@ -16,7 +16,7 @@ _BLOCK = "{}"
 
 
 @dataclass(frozen=True)
-class Part:
+class FusedRows:
     """Some rows of a fused weight of R rows and C columns, in multiples of both."""
 
     #: (of R, of C)
@@ -39,9 +39,13 @@ class Rule:
     #: The parameter of ComfyUI's model, without ``.weight``.
     native: str
     #: The rows of that parameter which are meant; all of them by default.
-    part: Part | None = None
+    rows: FusedRows | None = None
     #: Whether the model stores the two halves of the rows the other way round.
     swapped: bool = False
+    #: Whether it does so where those halves are all there is: twice as many rows as columns.
+    swapped_pair: bool = False
+    #: Whether diffusers has another name for the layer, and this one is of other programs.
+    alias: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Family:
     """A model family.
 
     ``marks`` are parameters that its models have, all of them; no other family does. ``signs`` are patterns
-    of flattened layer paths that only adapters for it have.
+    of flattened layer paths that only adapters for it have. ``keeps_names``: diffusers calls every layer that
+    has no rule as ComfyUI does.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Family:
     signs: tuple[str, ...] = ()
     #: What metadata calls it: beginnings of ``modelspec.architecture`` and ``ss_base_model_version``.
     labels: tuple[str, ...] = ()
+    keeps_names: bool = False
 
     def owns(self, parameters: Mapping[str, object]) -> bool:
         """Whether a model with these parameters is of this family."""
@@ -78,6 +84,21 @@ class Family:
 
         Biases are left out: they belong to their weights.
         """
+        for _, name, located in self._known(shapes):
+            yield name, located
+
+    def diffusers_names(self, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Located]]:
+        """The same, of the names in diffusers alone; the first of a layer is today's."""
+        ruled = set()
+        for rule, name, located in self._known(shapes):
+            ruled.add(located.key)
+            if not rule.alias:
+                yield name, located
+        for key in shapes if self.keeps_names else ():
+            if key not in ruled:
+                yield key.removesuffix(".weight"), Located(key)
+
+    def _known(self, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[Rule, str, Located]]:
         by_native: dict[str, list[Rule]] = defaultdict(list)
         for rule in self.rules:
             by_native[rule.native].append(rule)
@@ -91,14 +112,16 @@ class Family:
                 for rule in by_native.get(form, ()):
                     located = _locate(rule, key, shape)
                     if located is not None:
-                        yield rule.name.replace(_BLOCK, block), located
+                        yield rule, rule.name.replace(_BLOCK, block), located
 
 
 def _locate(rule: Rule, key: str, shape: Sequence[int]) -> Located | None:
-    if rule.part is None:
-        return Located(key, None, rule.swapped)
-    rows = rule.part.of(shape[0], shape[1]) if len(shape) > 1 else None
-    return None if rows is None else Located(key, rows, rule.swapped)
+    rows, columns = (*shape, 0, 0)[:2]
+    swapped = rule.swapped or (rule.swapped_pair and rows == 2 * columns)
+    if rule.rows is None:
+        return Located(key, None, swapped)
+    found = rule.rows.of(rows, columns) if len(shape) > 1 else None
+    return None if found is None else Located(key, found, swapped)
 
 
 def renamed(pairs: Mapping[str, str], *, within: tuple[str, str] = ("", "")) -> tuple[Rule, ...]:
@@ -107,20 +130,25 @@ def renamed(pairs: Mapping[str, str], *, within: tuple[str, str] = ("", "")) -> 
     return tuple(Rule(other + name, native + own) for name, own in pairs.items())
 
 
-def fused(native: str, names: Iterable[str], parts: Iterable[Part]) -> tuple[Rule, ...]:
+def fused(native: str, names: Iterable[str], parts: Iterable[FusedRows]) -> tuple[Rule, ...]:
     """Rules for the parts of the fused layer ``native``, in order.
 
     Each is known by its name and, in OneTrainer's "OMI" files, by its number.
     """
     return tuple(
-        Rule(name, native, part)
-        for number, (own, part) in enumerate(zip(names, parts, strict=True))
-        for name in (own, f"{native}.{number}")
+        rule
+        for number, (name, rows) in enumerate(zip(names, parts, strict=True))
+        for rule in (Rule(name, native, rows), Rule(f"{native}.{number}", native, rows, alias=True))
     )
 
 
-def _rows(*starts_and_counts: tuple[tuple[Number, Number], tuple[Number, Number]]) -> tuple[Part, ...]:
-    return tuple(Part(start, count) for start, count in starts_and_counts)
+def aliases(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """``rules`` as names that other programs have, beside those of diffusers."""
+    return tuple(replace(rule, alias=True) for rule in rules)
+
+
+def _rows(*starts_and_counts: tuple[tuple[Number, Number], tuple[Number, Number]]) -> tuple[FusedRows, ...]:
+    return tuple(FusedRows(start, count) for start, count in starts_and_counts)
 
 
 _THIRD, _HALF = Fraction(1, 3), Fraction(1, 2)
@@ -133,4 +161,4 @@ KV = _rows(((0, 0), (_HALF, 0)), ((_HALF, 0), (_HALF, 0)))
 #: Queries, keys and values of as many rows as there are inputs, then a multilayer perceptron's.
 QKV_MLP = _rows(((0, 0), (0, 1)), ((0, 1), (0, 1)), ((0, 2), (0, 1)), ((0, 3), (1, -3)))
 #: The first three of those together.
-QKV_OF_MLP = Part((0, 0), (0, 3))
+QKV_OF_MLP = FusedRows((0, 0), (0, 3))

@@ -108,7 +108,7 @@ _OTHER = re.compile(
 
 def index_checkpoint(shapes: Shapes) -> CheckpointIndex:
     """What a checkpoint of {key: shape} holds; keys in the order of the file."""
-    from . import checkpoint_families, checkpoint_text, checkpoint_unet
+    from . import checkpoint_text, checkpoint_unet
 
     text = Names()
     parts: dict[str, str] = {}
@@ -130,7 +130,7 @@ def index_checkpoint(shapes: Shapes) -> CheckpointIndex:
         for path, where in checkpoint_unet.diffusers_names(inside):
             model.add(path, _below(prefix, where))
         weights = {key: shape for key, shape in inside.items() if not key.endswith(".bias")}
-        for path, located in (*names_in(weights), *checkpoint_families.more_names(weights)):
+        for path, located in names_in(weights):
             model.add(path, _below(prefix, _located(located, inside)))
     return CheckpointIndex(model, text, tuple(encoder.name for encoder in encoders), parts)
 

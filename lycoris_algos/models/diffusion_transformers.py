@@ -1,8 +1,14 @@
-"""Other transformers whose layers diffusers names differently, or that need no more than recognising."""
+"""Other transformers whose layers diffusers names differently, or all but a few as ComfyUI does."""
 
 from __future__ import annotations
 
 from ._base import KV, QKV, Family, Rule, fused, renamed
+
+
+def _embedding(other: str, native: str) -> tuple[Rule, ...]:
+    """The two layers of an embedding."""
+    return renamed({"linear_1": "mlp.0", "linear_2": "mlp.2"}, within=(f"{other}.", f"{native}."))
+
 
 SD3 = Family(
     name="sd3",
@@ -32,9 +38,35 @@ SD3 = Family(
             )
             for part in "qk"
         ),
+        *renamed(
+            {
+                "attn.to_out.0": "x_block.attn.proj",
+                "attn.to_add_out": "context_block.attn.proj",
+                "attn2.to_out.0": "x_block.attn2.proj",
+                "norm1.linear": "x_block.adaLN_modulation.1",
+                "ff.net.0.proj": "x_block.mlp.fc1",
+                "ff.net.2": "x_block.mlp.fc2",
+                "ff_context.net.0.proj": "context_block.mlp.fc1",
+                "ff_context.net.2": "context_block.mlp.fc2",
+            },
+            within=("transformer_blocks.{}.", "joint_blocks.{}."),
+        ),
+        # Of the last block only the attention is used: its norm has a scale and a shift, which diffusers has
+        # the other way round, where the others have six parts.
+        Rule(
+            "transformer_blocks.{}.norm1_context.linear",
+            "joint_blocks.{}.context_block.adaLN_modulation.1",
+            swapped_pair=True,
+        ),
+        *_embedding("time_text_embed.timestep_embedder", "t_embedder"),
+        *_embedding("time_text_embed.text_embedder", "y_embedder"),
+        Rule("pos_embed.proj", "x_embedder.proj"),
+        Rule("norm_out.linear", "final_layer.adaLN_modulation.1", swapped=True),
+        Rule("proj_out", "final_layer.linear"),
     ),
     signs=(r"joint_blocks_\d+_(x_block|context_block)_",),
     labels=("stable-diffusion-3", "stable-diffusion-v3", "sd3"),
+    keeps_names=True,
 )
 
 LTXV = Family(
@@ -55,6 +87,7 @@ LTXV = Family(
         ),
     ),
     labels=("ltx",),
+    keeps_names=True,
 )
 
 MOCHI = Family(
@@ -153,27 +186,94 @@ COSMOS_PREDICT_2 = Family(
 QWEN_IMAGE = Family(
     name="qwen_image",
     title="Qwen-Image",
+    marks=("transformer_blocks.0.img_mod.1.weight", "transformer_blocks.0.attn.add_q_proj.weight"),
     signs=(r"transformer_blocks_\d+_(img|txt)_(mlp|mod)_",),
     labels=("qwen",),
+    keeps_names=True,
 )
 
 HIDREAM = Family(
     name="hidream",
     title="HiDream",
+    marks=("double_stream_blocks.0.block.attn1.to_q.weight",),
     signs=(r"(double|single)_stream_blocks_\d+_",),
     labels=("hidream",),
+    keeps_names=True,
 )
 
 PIXART = Family(
     name="pixart",
     title="PixArt",
+    marks=("blocks.0.cross_attn.kv_linear.weight",),
+    rules=(
+        *fused("blocks.{}.attn.qkv", [f"transformer_blocks.{{}}.attn1.to_{p}" for p in "qkv"], QKV),
+        *fused("blocks.{}.cross_attn.kv_linear", [f"transformer_blocks.{{}}.attn2.to_{p}" for p in "kv"], KV),
+        *renamed(
+            {
+                "attn1.to_out.0": "attn.proj",
+                "attn2.to_q": "cross_attn.q_linear",
+                "attn2.to_out.0": "cross_attn.proj",
+                "ff.net.0.proj": "mlp.fc1",
+                "ff.net.2": "mlp.fc2",
+            },
+            within=("transformer_blocks.{}.", "blocks.{}."),
+        ),
+        *_embedding("adaln_single.emb.timestep_embedder", "t_embedder"),
+        *_embedding("adaln_single.emb.resolution_embedder", "csize_embedder"),
+        *_embedding("adaln_single.emb.aspect_ratio_embedder", "ar_embedder"),
+        *renamed(
+            {
+                "adaln_single.linear": "t_block.1",
+                "caption_projection.linear_1": "y_embedder.y_proj.fc1",
+                "caption_projection.linear_2": "y_embedder.y_proj.fc2",
+                "pos_embed.proj": "x_embedder.proj",
+                "proj_out": "final_layer.linear",
+            }
+        ),
+    ),
     signs=(r"blocks_\d+_cross_attn_(kv|q)_linear$", r"adaln_single_", r"y_embedder_y_proj_"),
     labels=("pixart",),
 )
 
+_FEED_FORWARD = {"linear_1": "c_fc1", "linear_2": "c_fc2", "out_projection": "c_proj"}
+
 AURA_FLOW = Family(
     name="aura_flow",
     title="AuraFlow",
+    marks=("double_layers.0.attn.w1q.weight",),
+    rules=(
+        *renamed(
+            {
+                **{f"attn.to_{p}": f"attn.w2{p}" for p in "qkv"},
+                **{f"attn.add_{p}_proj": f"attn.w1{p}" for p in "qkv"},
+                "attn.to_out.0": "attn.w2o",
+                "attn.to_add_out": "attn.w1o",
+                "norm1.linear": "modX.1",
+                "norm1_context.linear": "modC.1",
+                **{f"ff.{name}": f"mlpX.{own}" for name, own in _FEED_FORWARD.items()},
+                **{f"ff_context.{name}": f"mlpC.{own}" for name, own in _FEED_FORWARD.items()},
+            },
+            within=("joint_transformer_blocks.{}.", "double_layers.{}."),
+        ),
+        *renamed(
+            {
+                **{f"attn.to_{p}": f"attn.w1{p}" for p in "qkv"},
+                "attn.to_out.0": "attn.w1o",
+                "norm1.linear": "modCX.1",
+                **{f"ff.{name}": f"mlp.{own}" for name, own in _FEED_FORWARD.items()},
+            },
+            within=("single_transformer_blocks.{}.", "single_layers.{}."),
+        ),
+        *_embedding("time_step_proj", "t_embedder"),
+        *renamed(
+            {
+                "context_embedder": "cond_seq_linear",
+                "pos_embed.proj": "init_x_linear",
+                "proj_out": "final_linear",
+            }
+        ),
+        Rule("norm_out.linear", "modF.1", swapped=True),
+    ),
     signs=(r"joint_transformer_blocks_\d+_", r"(double|single)_layers_\d+_(attn|mlp|mod)"),
     labels=("auraflow",),
 )

@@ -6,7 +6,7 @@ are named after attention processors, 1 for the image's stream and 2 for the tex
 
 from __future__ import annotations
 
-from ._base import QKV, QKV_MLP, QKV_OF_MLP, Family, Rule, fused, renamed
+from ._base import QKV, QKV_MLP, QKV_OF_MLP, Family, Rule, aliases, fused, renamed
 
 DOUBLE = ("transformer_blocks.{}.", "double_blocks.{}.")
 SINGLE = ("single_transformer_blocks.{}.", "single_blocks.{}.")
@@ -85,10 +85,10 @@ FLUX = Family(
     marks=("img_in.weight", "vector_in.in_layer.weight", "double_blocks.0.img_attn.qkv.weight"),
     rules=(
         *BLOCKS,
-        *_XLABS,
+        *aliases(_XLABS),
         *_INPUTS,
         *OUTPUT,
-        Rule("img_in.proj", "img_in"),  # in OneTrainer's "OMI" files
+        Rule("img_in.proj", "img_in", alias=True),  # in OneTrainer's "OMI" files
         *embedder("time_text_embed.timestep_embedder", "time_in"),
         *embedder("time_text_embed.guidance_embedder", "guidance_in"),
         *embedder("time_text_embed.text_embedder", "vector_in"),
@@ -115,6 +115,7 @@ CHROMA = Family(
     ),
     signs=(r"distilled_guidance_layer_",),
     labels=("chroma",),
+    keeps_names=True,
 )
 
 FLUX_2 = Family(

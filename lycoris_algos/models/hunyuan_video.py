@@ -7,7 +7,7 @@ not tell apart, so there is no rule for it.
 
 from __future__ import annotations
 
-from ._base import QKV, Family, Rule, fused, renamed
+from ._base import QKV, Family, Rule, aliases, fused, renamed
 from .flux import BLOCKS, OUTPUT, embedder
 
 _REFINER = "txt_in.individual_token_refiner.blocks.{}."
@@ -71,7 +71,7 @@ FAMILY = Family(
     name="hunyuan_video",
     title="HunyuanVideo",
     marks=("txt_in.individual_token_refiner.blocks.0.self_attn.qkv.weight",),
-    rules=(*_DIFFUSERS, *_TENCENT),
+    rules=(*_DIFFUSERS, *aliases(_TENCENT)),
     signs=(
         r"individual_token_refiner_",
         r"token_refiner_refiner_blocks_",

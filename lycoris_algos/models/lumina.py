@@ -6,12 +6,12 @@ sizes of patches in the names of what comes first and last.
 
 from __future__ import annotations
 
-from ._base import GROUPED_QKV, QKV, Family, Part, Rule, fused, renamed
+from ._base import GROUPED_QKV, QKV, Family, FusedRows, Rule, aliases, fused, renamed
 
 _STACKS = ("layers.{}.", "noise_refiner.{}.", "context_refiner.{}.")
 
 
-def _attention(other: str, parts: tuple[Part, ...]) -> tuple[Rule, ...]:
+def _attention(other: str, parts: tuple[FusedRows, ...]) -> tuple[Rule, ...]:
     rules: list[Rule] = []
     for stack in _STACKS:
         names = [f"{stack}{other}.to_{part}" for part in "qkv"]
@@ -29,7 +29,7 @@ LUMINA_2 = Family(
     marks=("layers.0.attention.qkv.weight", "layers.0.adaLN_modulation.1.weight", "cap_embedder.1.weight"),
     rules=(
         *_attention("attn", GROUPED_QKV),
-        *_attention("attention", GROUPED_QKV),
+        *aliases(_attention("attention", GROUPED_QKV)),
         *(
             rule
             for stack in _STACKS
@@ -81,4 +81,5 @@ Z_IMAGE = Family(
         r"all_(x_embedder|final_layer)_2-1",
     ),
     labels=("z-image", "zimage", "z_image"),
+    keeps_names=True,
 )

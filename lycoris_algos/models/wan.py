@@ -58,4 +58,5 @@ FAMILY = Family(
         r"blocks_\d+_ffn_(\d|net_)",
     ),
     labels=("wan",),
+    keeps_names=True,
 )

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lycoris_algos.models import FAMILIES, Family, Located, Part, Rule, identify, names_in, split_names
-from lycoris_algos.models._base import GROUPED_QKV, KV, QKV, QKV_MLP, QKV_OF_MLP
+from lycoris_algos.models import (
+    FAMILIES,
+    Family,
+    FusedRows,
+    Located,
+    Rule,
+    diffusers_names_in,
+    identify,
+    names_in,
+    split_names,
+)
+from lycoris_algos.models._base import GROUPED_QKV, KV, QKV, QKV_MLP, QKV_OF_MLP, aliases, fused
 
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
 
 # ---- rows of fused weights ----------------------------------------------------------------------------
 
 
-def covered(parts: tuple[Part, ...], rows: int, columns: int) -> list[tuple[int, int]]:
+def covered(parts: tuple[FusedRows, ...], rows: int, columns: int) -> list[tuple[int, int]]:
     found = [part.of(rows, columns) for part in parts]
     return [rows_of for rows_of in found if rows_of is not None]
 
@@ -54,7 +65,7 @@ def test_parts_of_known_weights() -> None:
         (GROUPED_QKV[1], 9, 4),
     ],
 )
-def test_rows_that_are_not_there(part: Part, rows: int, columns: int) -> None:
+def test_rows_that_are_not_there(part: FusedRows, rows: int, columns: int) -> None:
     assert part.of(rows, columns) is None
 
 
@@ -68,7 +79,7 @@ def test_names_are_unique() -> None:
 
 @every_family
 def test_rules_are_sound(family: Family) -> None:
-    assert bool(family.marks) == bool(family.rules)
+    assert bool(family.marks) == bool(family.rules or family.keeps_names)
     assert family.signs or family.labels
     for pattern in family.signs:
         re.compile(pattern)
@@ -76,14 +87,14 @@ def test_rules_are_sound(family: Family) -> None:
         assert rule.name.count("{}") == rule.native.count("{}") <= 1, rule
         assert not rule.native.endswith((".weight", ".bias")), rule
         assert not rule.name.endswith((".weight", ".bias")), rule
-        assert not (rule.swapped and rule.part), rule
+        assert not (rule.swapped and rule.rows), rule
 
 
 @every_family
 def test_a_name_has_one_meaning(family: Family) -> None:
-    meanings: dict[str, set[tuple[str, Part | None]]] = {}
+    meanings: dict[str, set[tuple[str, FusedRows | None]]] = {}
     for rule in family.rules:
-        meanings.setdefault(rule.name, set()).add((rule.native, rule.part))
+        meanings.setdefault(rule.name, set()).add((rule.native, rule.rows))
     several = {name: found for name, found in meanings.items() if len(found) > 1}
     assert several == {}
 
@@ -140,6 +151,28 @@ def test_rows_that_a_weight_cannot_have_make_no_name() -> None:
 
 def test_a_model_of_no_family_has_no_names() -> None:
     assert list(names_in({"conv.weight": (3, 3)})) == []
+    assert list(diffusers_names_in({"conv.weight": (3, 3)})) == []
+
+
+def test_names_of_other_programs_are_none_of_diffusers() -> None:
+    family = Family(
+        name="x",
+        title="X",
+        rules=(Rule("a", "own"), *aliases((Rule("b", "own"),)), *fused("qkv", ["q", "k", "v"], QKV)),
+    )
+    shapes = {"own.weight": (4, 4), "qkv.weight": (12, 4), "same.weight": (4, 4), "scale": (4,)}
+    assert [name for name, _ in family.names(shapes)] == ["a", "b", "q", "qkv.0", "k", "qkv.1", "v", "qkv.2"]
+    assert [name for name, _ in family.diffusers_names(shapes)] == ["a", "q", "k", "v"]
+    kept = dict(replace(family, keeps_names=True).diffusers_names(shapes))
+    assert kept.keys() == {"a", "q", "k", "v", "same", "scale"}, "a layer that diffusers splits is not kept"
+    assert kept["same"] == Located("same.weight")
+
+
+def test_halves_are_swapped_where_they_are_all() -> None:
+    rule = Rule("norm.{}", "blocks.{}.norm", swapped_pair=True)
+    family = Family(name="x", title="X", rules=(rule,))
+    found = dict(family.names({"blocks.0.norm.weight": (24, 4), "blocks.1.norm.weight": (8, 4)}))
+    assert {name: located.swapped for name, located in found.items()} == {"norm.0": False, "norm.1": True}
 
 
 # ---- fused layers -------------------------------------------------------------------------------------
