@@ -10,7 +10,6 @@ from typing import Any
 from ..merge.combine import (
     METHODS,
     PARAMETERS,
-    CheckpointWeights,
     CombineOptions,
     Output,
     RankKind,
@@ -19,6 +18,7 @@ from ..merge.combine import (
     plan_combine,
     run_combine,
 )
+from ..model_files import BaseFile
 from ..network import StackEntry, load, save
 from ._shared import DTYPES, dtype_argument, progress_on_stderr, weighted_file
 
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.base is None:
         return _combine(args, stack, options, None)
-    with CheckpointWeights(args.base, [entry.adapters for entry in stack]) as base:
+    with BaseFile(args.base, [entry.adapters for entry in stack]) as base:
         return _combine(args, stack, options, base)
 
 
@@ -125,10 +125,9 @@ def _combine(
     args: argparse.Namespace,
     stack: list[StackEntry],
     options: CombineOptions,
-    base: CheckpointWeights | None,
+    base: BaseFile | None,
 ) -> int:
-    told = () if base is None else (base, base.same_layer, base.is_text)
-    plan = plan_combine(stack, options, *told)
+    plan = plan_combine(stack, options, base)
     if args.plan:
         print(plan)
         return 0

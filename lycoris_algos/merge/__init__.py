@@ -6,12 +6,11 @@ Every job is a plan, which can be printed, and a run.
 from __future__ import annotations
 
 from .bake import BakePlan, BakeResult, bake_report, plan_bake, plan_report, run_bake
-from .combine import BaseWeights, Combined, CombineOptions, CombinePlan, plan_combine, run_combine
+from .combine import Combined, CombineOptions, CombinePlan, plan_combine, run_combine
 
 __all__ = [
     "BakePlan",
     "BakeResult",
-    "BaseWeights",
     "CombineOptions",
     "CombinePlan",
     "Combined",

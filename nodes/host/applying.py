@@ -13,14 +13,14 @@ from enum import Enum
 from typing import Any
 
 from ...lycoris_algos import AdapterSet, NoMatchError, Unmatched
-from ...lycoris_algos.formats import is_text_layer
 from ...lycoris_algos.inspection import algorithm_lines, unmatched_lines
 from ...lycoris_algos.io import base_model, single_line
+from ...lycoris_algos.model_files import ModelIndex
 from ...lycoris_algos.models import identify
 from ...lycoris_algos.network import Stack, StackEntry
 from .embeddings import FileWords, fit_words, with_words
-from .keymap import Targets, clip_targets, model_targets
-from .matching import Match, match, patches
+from .keymap import Targets, known_layers
+from .matching import Match, Placed, match, patches, placed_in
 
 
 class OnUnmatched(str, Enum):
@@ -45,21 +45,17 @@ class _FileMatch:
     """One file of the stack against everything that is wired."""
 
     entry: StackEntry
-    model: Match | None
-    clip: Match | None
+    match: Match
     words: FileWords | None
 
     @property
-    def placed(self) -> tuple[str, ...]:
-        """Every layer of the file that found its place, or its places."""
-        found = [part.placed for part in (self.model, self.clip) if part is not None]
-        return tuple(dict.fromkeys(item.layer for part in found for item in part))
-
-    @property
     def unmatched(self) -> tuple[Unmatched, ...]:
-        wired = [found.unmatched for found in (self.model, self.clip) if found is not None]
         words = self.words.unmatched if self.words is not None else ()
-        return (*self.entry.adapters.unmatched, *(item for part in wired for item in part), *words)
+        return (*self.entry.adapters.unmatched, *self.match.unmatched, *words)
+
+    def placed_in(self, is_text: bool) -> tuple[Sequence[Placed], float]:
+        """What changes the text encoders, or the diffusion model, and by which multiplier."""
+        return list(placed_in(self.match, is_text)), self.entry.multiplier(is_text)
 
 
 def apply_stack(
@@ -74,59 +70,40 @@ def apply_stack(
 
     Raises NoMatchError as ``on_unmatched`` asks, before anything is cloned.
     """
-    of_model = model_targets(model) if model is not None else None
-    of_clip = clip_targets(clip) if clip is not None else None
+    known = known_layers(model, clip)
     words = fit_words([entry.adapters for entry in stack], clip) if clip is not None else None
     own_words = words.files if words is not None else [None] * len(stack)
-    found = [_match_file(entry, of_model, of_clip, own) for entry, own in zip(stack, own_words, strict=True)]
+    found = [
+        _FileMatch(entry, match(entry.adapters, known), own)
+        for entry, own in zip(stack, own_words, strict=True)
+    ]
     for item in found:
-        _refuse(item, of_model, of_clip, on_unmatched)
-    model_matches = [(f.model, f.entry.multiplier(False)) for f in found if f.model is not None]
-    clip_matches = [(f.clip, f.entry.multiplier(True)) for f in found if f.clip is not None]
+        _refuse(item, known, on_unmatched)
+    of_model, of_clip = ([item.placed_in(is_text) for item in found] for is_text in (False, True))
     report = [
         _strengths(strength_model, strength_clip, clip),
-        *(_file_report(item, of_clip is not None) for item in found),
-        *_meeting_lines((of_model, model_matches), (of_clip, clip_matches)),
+        *(_file_report(item, clip is not None) for item in found),
+        *_meeting_lines((known.model, of_model), (known.text, of_clip)),
     ]
-    patched_clip = _patched(clip, of_clip, clip_matches, strength_clip)
+    patched_clip = _patched(clip, of_clip, strength_clip)
     return Applied(
-        _patched(model, of_model, model_matches, strength_model),
+        _patched(model, of_model, strength_model),
         patched_clip if words is None else with_words(patched_clip, clip, words),
         "\n".join(report),
     )
 
 
-def _match_file(
-    entry: StackEntry, model: Targets | None, clip: Targets | None, words: FileWords | None
-) -> _FileMatch:
-    """Text-encoder layers are looked up in the CLIP, others in the model.
-
-    A name that does not tell (LyCORIS' wrapper) goes to the CLIP if only that answers to it.
-    """
-    text, rest = [], []
-    for layer in entry.adapters:
-        in_model = model is not None and model.answers_to(layer)
-        in_clip = not in_model and clip is not None and clip.answers_to(layer)
-        (text if in_clip or is_text_layer(layer) else rest).append(layer)
-    return _FileMatch(
-        entry,
-        None if model is None else match(entry.adapters, rest, model),
-        None if clip is None else match(entry.adapters, text, clip),
-        words,
-    )
-
-
-def _refuse(item: _FileMatch, model: Targets | None, clip: Targets | None, on_unmatched: OnUnmatched) -> None:
+def _refuse(item: _FileMatch, known: ModelIndex[Targets], on_unmatched: OnUnmatched) -> None:
     if on_unmatched is OnUnmatched.REPORT:
         return
     adapters = item.entry.adapters
-    wired = " and ".join(targets.what for targets in (model, clip) if targets is not None)
-    if not item.placed:
+    wired = " and ".join(targets.what for targets in (known.model, known.text) if targets is not None)
+    if not item.match.placed:
         raise NoMatchError(
             f"none of the {len(adapters)} layers of '{adapters.name}' fits {wired}.\n"
             f"{_what_it_is(adapters)}\n"
             + "\n".join(unmatched_lines(item.unmatched)[:6])
-            + f"\n{_advice(adapters, clip is not None)}"
+            + f"\n{_advice(item)}"
         )
     if on_unmatched is OnUnmatched.ANYTHING and item.unmatched:
         raise NoMatchError(
@@ -140,18 +117,17 @@ def _what_it_is(adapters: AdapterSet) -> str:
     return f"The file holds {'; '.join(algorithm_lines(adapters.values()))}."
 
 
-def _advice(adapters: AdapterSet, has_clip: bool) -> str:
-    if not has_clip and all(map(is_text_layer, adapters)):
+def _advice(item: _FileMatch) -> str:
+    adapters = item.entry.adapters
+    if len(item.match.left_out) == len(adapters) and all(item.match.left_out.values()):
         return "The file changes only text encoders: connect a CLIP."
     trained_for = base_model(adapters.metadata) or identify(adapters, adapters.metadata)
     kind = f"for {trained_for}" if trained_for else "for another kind of model"
     return f"It was trained {kind}: use it with that, or remove it."
 
 
-def _patched(
-    patcher: Any, targets: Targets | None, matches: Sequence[tuple[Match, float]], strength: float
-) -> Any:
-    found = patches(matches, targets) if targets is not None and strength != 0.0 else {}
+def _patched(patcher: Any, files: Sequence[tuple[Sequence[Placed], float]], strength: float) -> Any:
+    found = patches(files) if strength != 0.0 else {}
     if not found:
         return patcher
     clone = patcher.clone()
@@ -168,13 +144,13 @@ def _patched(
 _DEPENDS = "one change depends on the weight"
 
 
-def _meeting_lines(*wired: tuple[Targets | None, Sequence[tuple[Match, float]]]) -> list[str]:
+def _meeting_lines(*wired: tuple[Targets | None, Sequence[tuple[Sequence[Placed], float]]]) -> list[str]:
     """Names the layers where an adapter that depends on the weight meets another change: order counts."""
     meetings: list[Unmatched] = []
-    for targets, matches in wired:
+    for targets, files in wired:
         if targets is None:
             continue
-        found = [item for match, multiplier in matches if multiplier != 0.0 for item in match.placed]
+        found = [item for placed, multiplier in files if multiplier != 0.0 for item in placed]
         counts = Counter(item.weight for item in found)
         dependent = {item.weight: item.layer for item in found if item.adapter.needs_weight}
         for weight, layer in dependent.items():
@@ -197,18 +173,18 @@ def _strength(value: float) -> str:
 
 
 def _file_report(item: _FileMatch, has_clip: bool) -> str:
-    adapters, entry = item.entry.adapters, item.entry
-    text = sum(map(is_text_layer, adapters))
-    total = len(adapters) if has_clip else len(adapters) - text
+    adapters, placed = item.entry.adapters, item.match.placed
+    total = len(adapters) - len(item.match.left_out)
     lines = [
-        f"{entry}: {len(item.placed)} of {total} layers applied",
-        *(f"  {line}" for line in algorithm_lines(adapters[layer] for layer in item.placed)),
+        f"{item.entry}: {len(placed)} of {total} layers applied",
+        *(f"  {line}" for line in algorithm_lines(adapters[layer] for layer in placed)),
         *(f"  {line}" for line in (item.words.lines if item.words is not None else ())),
     ]
     if item.unmatched:
         lines += ["  not applied:", *(f"  {line}" for line in unmatched_lines(item.unmatched))]
-    if text and not has_clip:
-        lines.append(f"  {text} text encoder layers are left out: no CLIP is connected")
+    for is_text, count in Counter(item.match.left_out.values()).items():
+        what, socket = ("text encoder", "CLIP") if is_text else ("diffusion model", "MODEL")
+        lines.append(f"  {count} {what} layers are left out: no {socket} is connected")
     if adapters.embeddings and not has_clip:
         names = single_line(", ".join(adapters.embeddings), 200)
         lines.append(f"  embeddings are left out ({names}): no CLIP is connected")

@@ -8,16 +8,17 @@ layers is the caller's decision.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from ...lycoris_algos import AdapterSet, LayerAdapter, LycorisError, ShapeMismatchError, Unmatched
+from ...lycoris_algos import AdapterSet, LayerAdapter
+from ...lycoris_algos.model_files import ModelIndex, Placement, Spots
+from ...lycoris_algos.model_files.places import rows_of
 from ...lycoris_algos.ops.rows import stacked
-from .keymap import Place, Targets
-from .names import Target
-from .patch import FUNCTION, LycorisPatch
+from .keymap import Target, Targets, mapping, target_of
+from .patch import LycorisPatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,113 +31,67 @@ class Placed:
     bias: Target | None
 
 
-@dataclass(frozen=True, eq=False)
-class Match:
-    """What became of the layers of one file."""
-
-    placed: tuple[Placed, ...]
-    unmatched: tuple[Unmatched, ...]
+Match = Placement[Targets, list[Placed]]
 
 
-def match(adapters: AdapterSet, layers: Iterable[str], targets: Targets) -> Match:
-    """Looks up ``layers`` of ``adapters`` among ``targets``, comparing shapes."""
-    placed: list[Placed] = []
-    unmatched: list[Unmatched] = []
-    for layer in layers:
-        found = _place(layer, adapters[layer], targets)
-        if isinstance(found, str):
-            unmatched.append(Unmatched(layer, found))
-        else:
-            placed += found
-    return Match(tuple(placed), tuple(unmatched))
+def match(adapters: AdapterSet, known: ModelIndex[Targets]) -> Match:
+    """Looks up the layers of ``adapters`` in ``known``, comparing shapes."""
+
+    def placed(layer: str, targets: Targets, spots: Spots) -> list[Placed]:
+        return _placed(layer, adapters[layer], targets, spots)
+
+    return known.place(adapters, placed)
 
 
-def _place(layer: str, adapter: LayerAdapter, targets: Targets) -> list[Placed] | str:
-    """Where ``adapter`` goes, or the reason why the likeliest place cannot take it."""
-    reasons: list[str] = []
-    for places in targets.find(layer):
-        try:
-            return _placed(layer, adapter, places, targets)
-        except ShapeMismatchError as error:
-            reasons.append(f"{error}: it was trained for another model")
-        except (LycorisError, _UnsuitableError) as error:
-            reasons.append(str(error))
-    return reasons[0] if reasons else f"{targets.what} has no such layer"
+def placed_in(found: Match, is_text: bool) -> Iterator[Placed]:
+    """What of ``found`` is in the text encoders, or in the diffusion model."""
+    return (item for place in found.placed.values() if place.is_text == is_text for item in place.made)
 
 
-class _UnsuitableError(Exception):
-    """A place that cannot take a layer for a reason of the model's."""
-
-
-def _placed(layer: str, adapter: LayerAdapter, places: tuple[Place, ...], targets: Targets) -> list[Placed]:
-    """``adapter`` at all of ``places``. Raises LycorisError or _UnsuitableError if one cannot."""
-    shape = targets.shape(places[0].target) or ()
-    if places[0].rows is not None:
-        shape = (places[0].rows[2], *shape[1:])
-    adapter.fits(shape)
-    biases = [_bias(adapter, place, targets) for place in places]
-    if adapter.reshape is not None and not isinstance(places[0].target, str):
-        raise _UnsuitableError("it enlarges a weight that this model stores as a part of another")
-    if adapter.needs_weight and any(targets.mapping(place.target) == FUNCTION for place in places):
-        titles = " + ".join(adapter.titles)
-        raise _UnsuitableError(f"{titles} depends on the weight, which this model stores in another order")
-    prepared = _prepared(adapter, places, targets)
+def _placed(layer: str, adapter: LayerAdapter, targets: Targets, spots: Spots) -> list[Placed]:
+    """``adapter`` at all of ``spots``. Raises LycorisError if one cannot take it."""
+    targets.check(adapter, spots)
+    biases = targets.bias_places(adapter, spots)
+    pieces = rows_of(_prepared(adapter, spots, targets), targets.counts(spots))
     return [
-        Placed(layer, _piece(prepared, place), place.target if adapter.weight_components else None, bias)
-        for place, bias in zip(places, biases, strict=True)
+        Placed(
+            layer,
+            piece,
+            target_of(spot) if adapter.weight_components else None,
+            None if bias is None else target_of(bias[1]),
+        )
+        for spot, piece, bias in zip(spots, pieces, biases, strict=True)
     ]
-
-
-def _piece(adapter: LayerAdapter, place: Place) -> LayerAdapter:
-    return adapter if place.rows is None else adapter.rows(*place.rows)
-
-
-def _bias(adapter: LayerAdapter, place: Place, targets: Targets) -> Target | None:
-    """The target of what ``adapter`` does to the bias at ``place``, if it does anything and there is one."""
-    if adapter.bias is None:
-        return None
-    bias = targets.bias_of(place.target)
-    shape = None if bias is None else targets.shape(bias)
-    if shape is not None:
-        _piece(adapter.bias, place).fits(shape)
-    elif adapter.needs_bias:
-        raise _UnsuitableError(f"it changes a bias, but this layer of {targets.what} has none")
-    return bias
 
 
 # What `prepare` worked out last, for as long as the file is loaded: a changed strength runs the node again,
 # but an inverse or a singular value decomposition of every layer need not be done again.
-_PREPARED: WeakKeyDictionary[LayerAdapter, tuple[ref[Any], tuple[Place, ...], LayerAdapter]] = (
-    WeakKeyDictionary()
-)
+_PREPARED: WeakKeyDictionary[LayerAdapter, tuple[ref[Any], Spots, LayerAdapter]] = WeakKeyDictionary()
 
 
-def _prepared(adapter: LayerAdapter, places: tuple[Place, ...], targets: Targets) -> LayerAdapter:
+def _prepared(adapter: LayerAdapter, spots: Spots, targets: Targets) -> LayerAdapter:
     model = targets.patcher.model
     known = _PREPARED.get(adapter)
-    if known is not None and known[0]() is model and known[1] == places:
+    if known is not None and known[0]() is model and known[1] == spots:
         return known[2]
-    prepared = adapter.prepare(lambda: stacked([targets.base_weight(place.target) for place in places]))
-    _PREPARED[adapter] = (ref(model), places, prepared)
+    prepared = adapter.prepare(lambda: stacked([targets.base_weight(spot) for spot in spots]))
+    _PREPARED[adapter] = (ref(model), spots, prepared)
     return prepared
 
 
-def patches(matches: Iterable[tuple[Match, float]], targets: Targets) -> dict[Target, LycorisPatch]:
-    """One patch per parameter out of (match, multiplier) of each file, in order of application.
+def patches(files: Iterable[tuple[Sequence[Placed], float]]) -> dict[Target, LycorisPatch]:
+    """One patch per parameter out of (what is placed, multiplier) of each file, in order of application.
 
     Files with multiplier 0 add nothing, so that their weights stay bit-identical.
     """
     entries: dict[Target, list[tuple[LayerAdapter, float]]] = defaultdict(list)
     names: dict[Target, set[str]] = defaultdict(set)
-    for found, multiplier in matches:
+    for placed, multiplier in files:
         if multiplier == 0.0:
             continue
-        for item in found.placed:
+        for item in placed:
             for target, adapter in ((item.weight, item.adapter), (item.bias, item.adapter.bias)):
                 if target is not None and adapter is not None:
                     entries[target].append((adapter, multiplier))
                     names[target].add(item.layer)
-    return {
-        target: LycorisPatch.of(own, names[target], targets.mapping(target))
-        for target, own in entries.items()
-    }
+    return {target: LycorisPatch.of(own, names[target], mapping(target)) for target, own in entries.items()}

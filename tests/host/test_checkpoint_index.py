@@ -13,7 +13,7 @@ from lab import models, paths
 from torch import Tensor
 
 from lycoris_algos.io import read_header
-from lycoris_algos.models.checkpoint import index_checkpoint
+from lycoris_algos.model_files import index_checkpoint
 
 
 def clip_model(config: str, prefix: str) -> dict[str, tuple[int, ...]]:
@@ -72,19 +72,22 @@ def test_openclip_layers_are_found_where_core_puts_them(
     index = index_checkpoint({root + key: tuple(value.shape) for key, value in stored.items()})
     converted = comfy.utils.clip_text_transformers_convert(dict(stored), "", "")
 
-    assert index.encoders == (encoder,)
+    text = index.text
+    assert text is not None
+    assert text.encoders == (encoder,)
     for key, value in converted.items():
         if key.endswith(".bias"):
             continue
-        (where, *_) = index.text.look_up(key.removesuffix(".weight"))
-        found = stored[where.weight.key.removeprefix(root)]
-        found = found if where.weight.part is None else found.narrow(*where.weight.part)
-        assert torch.equal(found.T if where.weight.transposed else found, value), key
+        (spot, *_) = text.names.look_up(key.removesuffix(".weight"))
+        found = stored[spot.key.removeprefix(root)]
+        found = found if spot.part is None else found.narrow(*spot.part)
+        assert torch.equal(found.T if spot.transposed else found, value), key
         bias = converted.get(key.removesuffix(".weight") + ".bias")
         if bias is not None:
-            assert where.bias is not None
-            own = stored[where.bias.key.removeprefix(root)]
-            assert torch.equal(own if where.bias.part is None else own.narrow(*where.bias.part), bias)
+            where = text.bias_of(spot)
+            assert where is not None
+            own = stored[where.key.removeprefix(root)]
+            assert torch.equal(own if where.part is None else own.narrow(*where.part), bias)
 
 
 @pytest.mark.parametrize("name", ["tiny_sd15", "tiny_wan"])
@@ -100,14 +103,15 @@ def test_every_name_of_core_is_in_the_index(name: str, load: Any) -> None:
     if clip is not None:
         inner = clip.cond_stage_model
         kinds.append((comfy.lora.model_lora_keys_clip(inner, {}), inner, index.text, text_paths))
-    for known, module, names, spelled in kinds:
+    for known, module, half, spelled in kinds:
+        assert half is not None
         parameters = module.state_dict()
         for layer, target in known.items():
             if target in parameters and not target.endswith(".bias"):
-                places = [where for path in spelled(layer) for where in names.look_up(path)]
-                assert places, layer
+                spots = [spot for path in spelled(layer) for spot in half.names.look_up(path)]
+                assert spots, layer
                 end = target.removeprefix("clip_l.").removeprefix("diffusion_model.")
-                assert places[0].weight.key.endswith(end), layer
+                assert spots[0].key.endswith(end), layer
 
 
 CONFIGS: dict[str, dict[str, int]] = {
@@ -133,12 +137,13 @@ def test_diffusers_names_mean_what_core_says(table: str, pack: ModuleType) -> No
         rows = 2 * 64 if not isinstance(target, str) and len(target) > 2 else rows
         shapes[key] = (max(rows, shapes.get(key, (0,))[0]), *(() if key.endswith(".bias") else (64,)))
     index = index_checkpoint({f"model.diffusion_model.{key}": shape for key, shape in shapes.items()})
+    assert index.model is not None
 
     for path, target in known.items():
         if not path.endswith(".weight") or "controlnet" in path:
             continue
         key, part, *function = (target, None) if isinstance(target, str) else (*target, None)[:3]
-        (where, *_) = index.model.look_up(path.removesuffix(".weight"))
-        assert where.weight.key == f"model.diffusion_model.{key}", path
-        assert where.weight.part == (None if part is None else tuple(part)), path
-        assert where.weight.swapped == bool(function and function[0]), path
+        (spot, *_) = index.model.names.look_up(path.removesuffix(".weight"))
+        assert spot.key == f"model.diffusion_model.{key}", path
+        assert spot.part == (None if part is None else tuple(part)), path
+        assert spot.swapped == bool(function and function[0]), path

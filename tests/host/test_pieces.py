@@ -198,8 +198,8 @@ def targets(pack: ModuleType, host: Callable[[str], ModuleType]) -> Callable[[st
 
     def get(title: str) -> Any:
         chosen = subject(title)
-        build = host("keymap").clip_targets if chosen.text else host("keymap").model_targets
-        return build(families.load(chosen))
+        loaded = families.load(chosen)
+        return host("keymap").known_layers(*((None, loaded) if chosen.text else (loaded, None)))
 
     return get
 
@@ -216,10 +216,10 @@ def place(
     def find(title: str, layers: dict[str, dict[str, Tensor]]) -> dict[str, list[Any]]:
         tensors = {f"{layer}.{suffix}": v for layer, own in layers.items() for suffix, v in own.items()}
         adapters = library.from_tensors(tensors)
-        found = host("matching").match(adapters, adapters, targets(title))
+        found = host("matching").match(adapters, targets(title))
         placed: dict[str, list[Any]] = {item.key: [item.reason] for item in found.unmatched}
-        for item in found.placed:
-            placed.setdefault(item.layer, []).extend(filter(None, (item.weight, item.bias)))
+        for layer, made in found.placed.items():
+            placed[layer] = [target for item in made.made for target in (item.weight, item.bias) if target]
         return placed
 
     return find

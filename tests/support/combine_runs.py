@@ -15,10 +15,10 @@ from lycoris_algos import AdapterSet, LayerAdapter
 from lycoris_algos.merge.combine import (
     Combined,
     CombineOptions,
-    WeightsInMemory,
     plan_combine,
     run_combine,
 )
+from lycoris_algos.model_files import WeightsInMemory
 from lycoris_algos.network import StackEntry
 
 LAYER = "lora_unet_block_0_to_q"

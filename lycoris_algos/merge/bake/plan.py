@@ -14,11 +14,11 @@ import torch
 
 from ...errors import LycorisError, NoMatchError
 from ...io import Header, TensorInfo
-from ...models.checkpoint import CheckpointIndex, Spot, index_checkpoint
+from ...model_files import CheckpointIndex, Spot, index_header
+from ...model_files.storage import companions, is_companion, is_mark, refuse_weight, scale_of
 from ...network import StackEntry
 from ...ops.rounding import STOCHASTIC
-from .matching import Change, FilePlan, Matcher
-from .storage import companions, is_companion, is_mark, refuse_file, refuse_weight, scale_of
+from .matching import FilePlan, Matcher, PlannedChange
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class TensorPlan:
     """
 
     info: TensorInfo
-    changes: tuple[Change, ...]
+    changes: tuple[PlannedChange, ...]
     dtype: torch.dtype
     shape: tuple[int, ...]
     scale: str | None = None
@@ -100,10 +100,8 @@ def plan_bake(
     """
     tensors = header.tensors
     try:
-        refuse_file(tensors)
-        shapes = {key: info.shape for key, info in tensors.items() if not is_companion(key)}
-        index = index_checkpoint(shapes)
-        matcher = Matcher(index, shapes)
+        index = index_header(tensors)
+        matcher = Matcher(index)
         files = tuple(matcher.place(entry) for entry in stack)
         changes = matcher.changes()
         for key in changes:
@@ -129,7 +127,7 @@ def plan_bake(
 
 def _tensor_plan(
     info: TensorInfo,
-    changes: tuple[Change, ...],
+    changes: tuple[PlannedChange, ...],
     dtype: torch.dtype | None,
     index: CheckpointIndex,
     tensors: Mapping[str, TensorInfo],

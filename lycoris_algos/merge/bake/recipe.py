@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from ...io import SafetensorsReader
+from ...model_files import model_record
 from ...network.recipe import source_record
-from ..fingerprint import model_record
 from .plan import BakePlan
 
 KEY = "lycoris_algos.bake"

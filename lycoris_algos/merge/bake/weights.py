@@ -23,12 +23,12 @@ from torch import Tensor
 from ...adapters import LayerAdapter, apply_
 from ...errors import LycorisError, SiblingRowsError
 from ...io import SafetensorsReader, TensorInfo
-from ...models.checkpoint import Spot
+from ...model_files.places import put, rows_of, seen, swap_halves
+from ...model_files.storage import new_scale, scale_of
 from ...ops.dtypes import compute_dtype
 from ...ops.rounding import STOCHASTIC, generator_for, stochastic
-from .matching import Change, rows_of
+from .matching import PlannedChange
 from .plan import TensorPlan
-from .storage import new_scale, scale_of
 
 #: What PyTorch raises when a device has no more memory.
 OUT_OF_MEMORY: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
@@ -108,8 +108,8 @@ class Weights:
         (change,) = item.changes
         weight = stored if device.type == "cpu" else stored.to(device)
         (spot,) = change.spots
-        seen = _seen(weight, spot)
-        entries = _prepared(change, lambda: seen.to(compute_dtype(seen.dtype), copy=True))
+        own = seen(weight, spot)
+        entries = _prepared(change, lambda: own.to(compute_dtype(own.dtype), copy=True))
         result = _changed(weight, change, entries)
         return result if device.type == "cpu" else result.cpu()
 
@@ -150,7 +150,7 @@ class Weights:
 class _Together:
     """The changed tensors of one layer, as far as they have not been taken."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[PlannedChange, ...]
     device: torch.device
     weights: dict[str, Tensor]
 
@@ -168,21 +168,12 @@ def _direct(item: TensorPlan) -> bool:
     return not (spot.transposed or spot.swapped)
 
 
-def _seen(weight: Tensor, spot: Spot) -> Tensor:
-    """``weight`` as the adapter of ``spot`` sees it; a view, unless it has to be turned round."""
-    if spot.part is not None:
-        weight = weight.narrow(*spot.part)
-    if spot.swapped:
-        return swap_halves(weight)
-    return weight.T.contiguous() if spot.transposed else weight
-
-
-def _all_changed(weights: dict[str, Tensor], changes: Sequence[Change]) -> dict[str, Tensor]:
+def _all_changed(weights: dict[str, Tensor], changes: Sequence[PlannedChange]) -> dict[str, Tensor]:
     """``weights`` with all changes, in place where the adapters do not enlarge one."""
 
-    def base(change: Change) -> Tensor:
-        seen = [_seen(weights[spot.key], spot) for spot in change.spots]
-        return torch.cat(seen) if len(seen) > 1 else seen[0].clone()
+    def base(change: PlannedChange) -> Tensor:
+        pieces = [seen(weights[spot.key], spot) for spot in change.spots]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone()
 
     prepared = [_prepared(change, partial(base, change)) for change in changes]
     for change, entries in zip(changes, prepared, strict=True):
@@ -195,11 +186,11 @@ def _all_changed(weights: dict[str, Tensor], changes: Sequence[Change]) -> dict[
 
 
 def _change_pieces(
-    weights: Mapping[str, Tensor], change: Change, entries: list[tuple[LayerAdapter, float]]
+    weights: Mapping[str, Tensor], change: PlannedChange, entries: list[tuple[LayerAdapter, float]]
 ) -> None:
     """The change of a layer in several spots, in place."""
     for adapter, multiplier in entries:
-        pieces = [_seen(weights[spot.key], spot) for spot in change.spots]
+        pieces = [seen(weights[spot.key], spot) for spot in change.spots]
         counts = [len(piece) for piece in pieces]
         try:
             rows = rows_of(adapter, counts)
@@ -209,10 +200,10 @@ def _change_pieces(
             for piece, own in zip(pieces, rows, strict=True):
                 apply_(piece, [(own, multiplier)])
         for spot, piece in zip(change.spots, pieces, strict=True):
-            _put(weights[spot.key], spot, piece)
+            put(weights[spot.key], spot, piece)
 
 
-def _changed(weight: Tensor, change: Change, entries: list[tuple[LayerAdapter, float]]) -> Tensor:
+def _changed(weight: Tensor, change: PlannedChange, entries: list[tuple[LayerAdapter, float]]) -> Tensor:
     """``weight`` with a change of one spot, in place where the adapters do not enlarge it."""
     (spot,) = change.spots
     try:
@@ -220,33 +211,18 @@ def _changed(weight: Tensor, change: Change, entries: list[tuple[LayerAdapter, f
             part = weight if spot.part is None else weight.narrow(*spot.part)
             apply_(part, entries, transform=swap_halves, inverse=swap_halves)
             return weight
-        seen = _seen(weight, spot)
-        result = apply_(seen, entries)
+        result = apply_(seen(weight, spot), entries)
     except LycorisError as error:
         raise error.with_context(f"layer '{change.layers[0]}'") from error
     if spot.transposed:
-        _put(weight, spot, result)
+        put(weight, spot, result)
         return weight
     return weight if spot.part is not None else result
 
 
-def _put(weight: Tensor, spot: Spot, seen: Tensor) -> None:
-    """Writes what the adapter of ``spot`` made of its weight back into ``weight``."""
-    part = weight if spot.part is None else weight.narrow(*spot.part)
-    if spot.swapped:
-        seen = swap_halves(seen)
-    part.copy_(seen.T if spot.transposed else seen)
-
-
-def _prepared(change: Change, base: Callable[[], Tensor]) -> list[tuple[LayerAdapter, float]]:
+def _prepared(change: PlannedChange, base: Callable[[], Tensor]) -> list[tuple[LayerAdapter, float]]:
     """The entries with everything worked out that depends on the weight as it was before all changes."""
     try:
         return [(adapter.prepare(base), multiplier) for adapter, multiplier in change.entries]
     except LycorisError as error:
         raise error.with_context(f"layer '{change.layers[0]}'") from error
-
-
-def swap_halves(weight: Tensor) -> Tensor:
-    """``weight`` with the two halves of its rows exchanged."""
-    first, second = weight.chunk(2, dim=0)
-    return torch.cat((second, first))

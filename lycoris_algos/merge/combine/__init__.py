@@ -5,26 +5,21 @@
     combined = run_combine(plan)          # .adapters, .report()
 
 One room per concern: ``methods`` the formulas, ``options`` what a user chooses, ``sources`` which layers mean
-the same, ``checkpoint`` base weights from a file, ``change`` a delta as factors or dense, ``ranks`` how many
-ranks, ``fit`` the stored forms, ``plan`` and ``run`` the two halves of the work, ``recipe`` the metadata,
-``report`` the words.
+the same, ``change`` a delta as factors or dense, ``ranks`` how many ranks, ``fit`` the stored forms, ``plan``
+and ``run`` the two halves of the work, ``recipe`` the metadata, ``report`` the words.
 """
 
 from __future__ import annotations
 
-from .checkpoint import CheckpointWeights
 from .methods import METHODS, PARAMETERS, Parameter, explained
 from .options import CombineOptions, Output, RankKind, RankRule
 from .plan import CombinePlan, plan_combine
 from .report import Combined
 from .run import run_combine
-from .sources import BaseWeights, WeightsInMemory
 
 __all__ = [
     "METHODS",
     "PARAMETERS",
-    "BaseWeights",
-    "CheckpointWeights",
     "CombineOptions",
     "CombinePlan",
     "Combined",
@@ -32,7 +27,6 @@ __all__ = [
     "Parameter",
     "RankKind",
     "RankRule",
-    "WeightsInMemory",
     "explained",
     "plan_combine",
     "run_combine",

@@ -22,11 +22,11 @@ from ...adapters import LayerAdapter
 from ...adapters.loha import LoHa
 from ...adapters.lokr import LoKr
 from ...errors import BadValueError, NeedsBaseError, ShapeMismatchError
-from ...formats import is_text_layer
+from ...model_files import KnownModel
 from ...network import StackEntry
 from .methods import Kind
 from .options import CombineOptions, Output, RankKind
-from .sources import BaseWeights, Contribution, IsText, SameLayer, alignment_notes, grouped
+from .sources import Contribution, alignment_notes, grouped
 
 
 class Route(str, Enum):
@@ -78,7 +78,7 @@ class CombinePlan:
     parameters: tuple[ParameterPlan, ...]
     sources: tuple[StackEntry, ...]
     options: CombineOptions
-    base: BaseWeights | None
+    base: KnownModel | None
     notes: tuple[str, ...]
 
     @property
@@ -102,22 +102,20 @@ class CombinePlan:
 def plan_combine(
     stack: Sequence[StackEntry],
     options: CombineOptions | None = None,
-    base: BaseWeights | None = None,
-    same_layer: SameLayer | None = None,
-    is_text: IsText = is_text_layer,
+    base: KnownModel | None = None,
 ) -> CombinePlan:
     """Plans the combination of ``stack`` (in order of application).
 
-    ``base`` gives the weights that adapters were trained on; ``same_layer`` says what a layer name means, so
-    that layers of several dialects find each other; ``is_text`` says which layers are of text encoders and
-    take their strengths. Raises NeedsBaseError, naming algorithms and a layer, where a delta depends on a
+    ``base`` is the model that adapters were trained on: it gives weights, and says what layer names mean, so
+    that layers of several dialects find each other, and which are of text encoders and take their strengths.
+    Raises NeedsBaseError, naming algorithms and a layer, where a delta depends on a
     base weight that is not there; ShapeMismatchError for adapters of different models; BadValueError for a
     stack with which the method can do nothing.
     """
     options = options or CombineOptions()
     sources = tuple(stack)
     _check_stack(sources, options)
-    groups = grouped(sources, same_layer, is_text)
+    groups = grouped(sources, base)
     parameters: list[ParameterPlan] = []
     for group in groups:
         own = [c for c in group if c.adapter.weight_components]
@@ -146,7 +144,7 @@ def lone_coefficient(
     return options.scaling * own
 
 
-def _is_absent(biases: Sequence[Contribution], base: BaseWeights | None) -> bool:
+def _is_absent(biases: Sequence[Contribution], base: KnownModel | None) -> bool:
     """Whether these follow from a core, and the layer turns out to have no bias at all."""
     optional = all(part.optional for c in biases for part in c.adapter.parts)
     return optional and base is not None and base.shape(biases[0].name, "bias") is None
@@ -169,7 +167,7 @@ def _plan(
     own: Sequence[Contribution],
     what: str,
     options: CombineOptions,
-    base: BaseWeights | None,
+    base: KnownModel | None,
     sources: Sequence[StackEntry],
 ) -> ParameterPlan:
     layer = own[0].name
@@ -196,7 +194,7 @@ def _pays(rank: int, size: tuple[int, int]) -> bool:
 
 
 def _shape(
-    own: Sequence[Contribution], what: str, base: BaseWeights | None
+    own: Sequence[Contribution], what: str, base: KnownModel | None
 ) -> tuple[tuple[int, ...] | None, tuple[int, int]]:
     """(shape of the weight afterwards if known, its size as a matrix). Raises ShapeMismatchError."""
     shape = base.shape(own[0].name, what) if base is not None else None
@@ -217,8 +215,8 @@ def _shape(
     if len(sizes) > 1:
         found_sizes = " and ".join("×".join(map(str, size)) for size in sorted(sizes))
         raise ShapeMismatchError(
-            f"layer '{own[0].name}' changes weights of different sizes ({found_sizes}): the adapters were "
-            "trained for different models and cannot be combined"
+            f"layer '{own[0].name}' changes weights of different sizes ({found_sizes}): "
+            "the adapters were trained for different models and cannot be combined"
         )
     # Without any size only the base weight tells, and its absence is reported by _require_base.
     return shape, next(iter(sizes), (0, 0))
@@ -274,7 +272,7 @@ def _form(own: Sequence[Contribution], options: CombineOptions) -> Output:
     return Output.LOHA if kinds == {LoHa} else Output.LORA
 
 
-def _require_base(parameters: Sequence[ParameterPlan], base: BaseWeights | None) -> None:
+def _require_base(parameters: Sequence[ParameterPlan], base: KnownModel | None) -> None:
     lacking = [
         parameter
         for parameter in parameters

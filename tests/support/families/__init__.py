@@ -41,11 +41,9 @@ def outcome(subject: Subject, file: File, host: SimpleNamespace) -> Outcome:
     """Loads ``file`` and holds it against ``subject``; ``host`` has the pack's own modules and library."""
     shapes = shapes_of(subject)
     adapters = host.library.from_tensors(tensors_of(file, shapes, subject.prefix), name=file.trainer)
-    find_targets = host.keymap.clip_targets if subject.text else host.keymap.model_targets
-    found = host.matching.match(adapters, adapters, find_targets(load(subject)))
-    placed: dict[str, list[Any]] = {}
-    for item in found.placed:
-        placed.setdefault(item.layer, []).append(item.weight)
+    wired = (None, load(subject)) if subject.text else (load(subject), None)
+    found = host.matching.match(adapters, host.keymap.known_layers(*wired))
+    placed = {layer: [item.weight for item in place.made] for layer, place in found.placed.items()}
     wrong = [f"{item.key}: {item.reason}" for item in (*adapters.unmatched, *found.unmatched)]
     reached = 0
     for name, layer in file.layers.items():

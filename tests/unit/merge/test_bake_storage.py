@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from lycoris_algos.errors import LycorisError
 from lycoris_algos.io import read_header
 from lycoris_algos.merge.bake import bake_report, plan_bake
-from lycoris_algos.merge.bake.storage import is_companion
+from lycoris_algos.model_files.storage import is_companion
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

@@ -11,12 +11,12 @@ from torch import Tensor
 
 import lycoris_algos
 from lycoris_algos.merge.combine import (
-    CheckpointWeights,
     CombineOptions,
     Output,
     plan_combine,
     run_combine,
 )
+from lycoris_algos.model_files import BaseFile
 from lycoris_algos.network import StackEntry
 
 UNET = "model.diffusion_model."
@@ -40,10 +40,8 @@ def test_a_layer_that_the_file_has_in_pieces_is_held_against_all_of_them(axis: i
     layer = "lora_unet_a_to_qkv"
     dora = {**lora(48, 12), "dora_scale": torch.rand((48, 1) if axis == 0 else (1, 12)) + 1}
     own = lycoris_algos.from_tensors({f"{layer}.{suffix}": value for suffix, value in dora.items()})
-    with CheckpointWeights(base, [own]) as weights:
-        plan = plan_combine(
-            [StackEntry(own)], CombineOptions(output=Output.FULL), weights, weights.same_layer
-        )
+    with BaseFile(base, [own]) as weights:
+        plan = plan_combine([StackEntry(own)], CombineOptions(output=Output.FULL), weights)
         result = run_combine(plan).adapters[layer]
     wanted = own[layer].delta(torch.cat(pieces).double())
     assert torch.allclose(result.delta((48, 12)).double(), wanted, atol=1e-5)
@@ -62,8 +60,8 @@ def test_the_base_tells_which_layers_are_of_a_text_encoder(tmp_path: Path) -> No
     stored = {f"{n}.{suffix}": v for n in (of_text, of_model) for suffix, v in lora(16, 16).items()}
     own = lycoris_algos.from_tensors(stored)
     sources = [StackEntry(own, 1.0, 0.25)]
-    with CheckpointWeights(base, [own]) as weights:
-        plan = plan_combine(sources, None, weights, weights.same_layer, weights.is_text)
+    with BaseFile(base, [own]) as weights:
+        plan = plan_combine(sources, None, weights)
         known = run_combine(plan).adapters
     unknown = run_combine(plan_combine(sources)).adapters
     shape = (16, 16)

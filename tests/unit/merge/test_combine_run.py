@@ -16,10 +16,10 @@ from lycoris_algos import AdapterSet, BadValueError, CancelledError, NeedsBaseEr
 from lycoris_algos.merge.combine import (
     METHODS,
     CombineOptions,
-    WeightsInMemory,
     plan_combine,
     run_combine,
 )
+from lycoris_algos.model_files import WeightsInMemory
 from lycoris_algos.network import StackEntry
 
 
@@ -58,8 +58,19 @@ def test_layers_of_two_dialects_find_each_other() -> None:
     combined = combine([StackEntry(kohya), StackEntry(other)])
     assert len(combined.adapters) == 2
     assert "have no partner" in combined.report()
-    known = {LAYER: "the same", "transformer.somewhere.else": "the same"}
-    plan = plan_combine([StackEntry(kohya), StackEntry(other)], same_layer=known.get)
+
+
+class TwoNames(WeightsInMemory):
+    """A model that has two names for a layer."""
+
+    def same_layer(self, layer: str) -> str | None:
+        return {LAYER: "the same", "transformer.somewhere.else": "the same"}.get(layer)
+
+
+def test_a_model_tells_which_layers_are_the_same() -> None:
+    kohya = linear(4, 1, layers=1)
+    other = adapters(linear(4, 2, layers=1)[LAYER].to_tensors(), "diffusers", "transformer.somewhere.else")
+    plan = plan_combine([StackEntry(kohya), StackEntry(other)], base=TwoNames({}, {}))
     assert len(run_combine(plan).adapters) == 1
 
 

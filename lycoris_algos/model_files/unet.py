@@ -8,9 +8,7 @@ keys: a level ends with its downsampler, or on the way up with its upsampler.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-
-from .checkpoint import Place, Shapes, place
+from collections.abc import Collection, Iterator, Mapping
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -32,10 +30,10 @@ _REST = {
 _BLOCK = re.compile(r"((?:input|output)_blocks\.\d+|middle_block)\.(\d+)\.(.+)")
 
 
-def diffusers_names(inside: Shapes) -> Iterator[tuple[str, Place]]:
-    """(path in diffusers' UNet, place) of every layer of the UNet with these keys; nothing if it is none.
+def unet_names(inside: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(path in diffusers' UNet, key) of every layer of the UNet with these keys; nothing if it is none.
 
-    ``inside`` is {key: shape} of the diffusion model without its prefix.
+    ``inside`` are the keys of the diffusion model without its prefix.
     """
     if "input_blocks.0.0.weight" not in inside:
         return
@@ -43,10 +41,10 @@ def diffusers_names(inside: Shapes) -> Iterator[tuple[str, Place]]:
     for key in inside:
         if key.endswith(".weight"):
             for path in _paths(key.removesuffix(".weight"), roots):
-                yield path, place(key, inside)
+                yield path, key
 
 
-def _modules(inside: Shapes) -> dict[str, dict[int, set[str]]]:
+def _modules(inside: Collection[str]) -> dict[str, dict[int, set[str]]]:
     """{block: {number of a module in it: first words of its keys}}."""
     found: dict[str, dict[int, set[str]]] = {}
     for key in inside:

@@ -12,9 +12,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from .checkpoint import Place, Shapes, Spot, place
+from .places import Shape, Spot
+
+Shapes = Mapping[str, Shape]
+
+#: A language model that is all that its file holds, so that nothing tells what ComfyUI calls it.
+UNNAMED = "llm"
+
+# Modules that wrap the layers in some versions of the transformers library, and not in others.
+_WRAPPERS = ("text_model.", "model.", "bert.")
+_LANGUAGE_MODELS = ("", "language_model.", "model.language_model.")
+
+
+def encoder_paths(name: str, path: str) -> Iterator[str]:
+    """Every path that files have for the layer ``path`` of ComfyUI's module of the encoder ``name``.
+
+    ComfyUI's own comes first.
+    """
+    yield f"{name}.transformer.{path}"
+    yield f"{name}.{path}"
+    yield path
+    for wrapper in _WRAPPERS:
+        if path.startswith(wrapper):
+            for outer in _LANGUAGE_MODELS if wrapper == "model." else ("",):
+                yield outer + path.removeprefix(wrapper)
 
 
 @dataclass(frozen=True)
@@ -23,26 +46,10 @@ class Encoder:
 
     #: As ComfyUI calls it: clip_l, clip_g, t5xxl …
     name: str
-    layers: Mapping[str, Place]
+    layers: Mapping[str, Spot]
     keys: tuple[str, ...]
 
-    def names(self) -> Iterator[tuple[str, Place]]:
-        """(path, place) of every layer, under every path that ComfyUI's names and trainers' have for it."""
-        for key, where in self.layers.items():
-            own = replace(where, encoder=self.name)
-            path = key.removesuffix(".weight")
-            yield f"{self.name}.transformer.{path}", own
-            yield f"{self.name}.{path}", own
-            yield path, own
-            # Modules that wrap the layers in some versions of the library, and not in others.
-            for wrapper in _WRAPPERS:
-                if path.startswith(wrapper):
-                    for outer in _LANGUAGE_MODELS if wrapper == "model." else ("",):
-                        yield outer + path.removeprefix(wrapper), own
 
-
-_WRAPPERS = ("text_model.", "model.", "bert.")
-_LANGUAGE_MODELS = ("", "language_model.", "model.language_model.")
 _CLIP = re.compile(r"(.*?)(text_model\.)?encoder\.layers\.\d+\.self_attn\.q_proj\.weight")
 _OPENCLIP = re.compile(r"(.*?)transformer\.resblocks\.\d+\.attn\.in_proj_weight")
 _T5 = re.compile(r"(.*?)encoder\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight")
@@ -58,10 +65,10 @@ _OPENCLIP_NAMES = {
     "attn.out_proj": "self_attn.out_proj",
 }
 _OPENCLIP_REST = {
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "text_projection.weight": "text_projection.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding",
+    "token_embedding": "text_model.embeddings.token_embedding",
+    "ln_final": "text_model.final_layer_norm",
+    "text_projection": "text_projection",
 }
 _FORMS = {"openclip": _OPENCLIP, "clip": _CLIP, "t5": _T5, "bert": _BERT}
 _ORDER = ("clip_l", "clip_h", "clip_g", "hydit_clip", "t5xxl")
@@ -97,7 +104,7 @@ def _encoder(form: str, root: str, key: str, shapes: Shapes) -> Encoder:
         layers = (_clip if form == "clip" else _openclip)(root, own, shapes)
     else:
         name = {"t5": "t5xxl", "bert": "hydit_clip"}[form]
-        layers = {k[len(root) :]: place(k, shapes) for k in own if not k.endswith(".bias")}
+        layers = {_path(k, root): Spot(k) for k in own if not k.endswith(".bias")}
     return Encoder(named[1] if named is not None else name, layers, tuple(own))
 
 
@@ -107,13 +114,13 @@ def _others(shapes: Shapes, known: set[str]) -> list[Encoder]:
     for key in shapes:
         match = _NAMED.match(key) or _LANGUAGE_MODEL.match(key)
         if match is not None and key not in known:
-            name, root = (match[1], match.group()) if match.re is _NAMED else ("llm", "")
+            name, root = (match[1], match.group()) if match.re is _NAMED else (UNNAMED, "")
             found.setdefault((name, root), []).append(key)
     return [
         Encoder(
             name,
             {
-                key[len(root) :].removeprefix("transformer."): place(key, shapes)
+                _path(key, root).removeprefix("transformer."): Spot(key)
                 for key in keys
                 if not key.endswith(".bias")
             },
@@ -123,42 +130,42 @@ def _others(shapes: Shapes, known: set[str]) -> list[Encoder]:
     ]
 
 
-def _clip(root: str, own: Iterable[str], shapes: Shapes) -> dict[str, Place]:
+def _path(key: str, root: str) -> str:
+    """The path of the layer ``key`` below ``root``."""
+    return key[len(root) :].removesuffix(".weight")
+
+
+def _clip(root: str, own: Iterable[str], shapes: Shapes) -> dict[str, Spot]:
     """One in the transformers library's form; very old files leave ``text_model.`` out."""
-    layers: dict[str, Place] = {}
+    layers: dict[str, Spot] = {}
     for key in own:
-        path = key[len(root) :]
+        path = _path(key, root)
         if not path.startswith(("text_model.", "text_projection", "logit_scale")):
             path = f"text_model.{path}"
         if not key.endswith(".bias"):
-            layers[path] = place(key, shapes)
+            layers[path] = Spot(key)
     return layers
 
 
-def _openclip(root: str, own: Iterable[str], shapes: Shapes) -> dict[str, Place]:
-    layers: dict[str, Place] = {}
+def _openclip(root: str, own: Iterable[str], shapes: Shapes) -> dict[str, Spot]:
+    layers: dict[str, Spot] = {}
     for key in own:
-        path = key[len(root) :]
+        path = _path(key, root)
         match = _RESBLOCK.fullmatch(path)
-        if path == "text_projection":
-            layers["text_projection.weight"] = Place(Spot(key, transposed=True))
+        if key == f"{root}text_projection":
+            layers["text_projection"] = Spot(key, transposed=True)
         elif path in _OPENCLIP_REST:
-            layers[_OPENCLIP_REST[path]] = place(key, shapes)
+            layers[_OPENCLIP_REST[path]] = Spot(key)
         elif match is not None:
             layers.update(_resblock(key, match[1], match[2], shapes))
     return layers
 
 
-def _resblock(key: str, number: str, rest: str, shapes: Shapes) -> Iterator[tuple[str, Place]]:
+def _resblock(key: str, number: str, rest: str, shapes: Shapes) -> Iterator[tuple[str, Spot]]:
     layer = f"text_model.encoder.layers.{number}"
     if rest == "attn.in_proj_weight":
-        bias = key.removesuffix("weight") + "bias"
         width = shapes[key][0] // 3
-        for place_of, projection in enumerate(("q_proj", "k_proj", "v_proj")):
-            part = (0, place_of * width, width)
-            own_bias = Spot(bias, part) if bias in shapes else None
-            yield f"{layer}.self_attn.{projection}.weight", Place(Spot(key, part), own_bias)
-    elif rest.endswith(".weight"):
-        name = _OPENCLIP_NAMES.get(rest.removesuffix(".weight"))
-        if name is not None:
-            yield f"{layer}.{name}.weight", place(key, shapes)
+        for position, projection in enumerate(("q_proj", "k_proj", "v_proj")):
+            yield f"{layer}.self_attn.{projection}", Spot(key, (0, position * width, width))
+    elif rest in _OPENCLIP_NAMES and key.endswith(".weight"):
+        yield f"{layer}.{_OPENCLIP_NAMES[rest]}", Spot(key)

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...errors import LycorisError
-from ...io import TensorInfo
-from ...ops.rounding import STOCHASTIC
+from ..errors import LycorisError
+from ..io import TensorInfo
+from ..ops.rounding import STOCHASTIC
 
 Tensors = Mapping[str, TensorInfo]
 

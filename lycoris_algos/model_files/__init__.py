@@ -1,0 +1,41 @@
+"""Files of models and loaded models alike: which of their weights the layer names of adapters mean.
+
+One file per concern: ``places`` where numbers are, ``names`` what a path may mean, ``layers`` one half of a
+model (its diffusion model, or its text encoders), ``index`` both halves, ``spelling`` from places back to
+names. Of files: ``checkpoint`` their index, ``unet`` and ``text_encoders`` what they call their layers,
+``storage`` how they store weights, ``fingerprint`` what tells them apart. ``known`` is what a whole model
+answers to those who combine or save adapters, ``base_file`` one that is read from its file.
+"""
+
+from __future__ import annotations
+
+from .base_file import BaseFile
+from .checkpoint import CheckpointIndex, index_checkpoint, index_header
+from .fingerprint import model_record
+from .index import Found, ModelIndex, Placement
+from .known import IndexedModel, KnownModel, WeightsInMemory
+from .layers import LayerIndex, Paths, UnsuitableError
+from .names import NameIndex
+from .places import Shape, Spot, Spots, family_spot
+
+__all__ = [
+    "BaseFile",
+    "CheckpointIndex",
+    "Found",
+    "IndexedModel",
+    "KnownModel",
+    "LayerIndex",
+    "ModelIndex",
+    "NameIndex",
+    "Paths",
+    "Placement",
+    "Shape",
+    "Spot",
+    "Spots",
+    "UnsuitableError",
+    "WeightsInMemory",
+    "family_spot",
+    "index_checkpoint",
+    "index_header",
+    "model_record",
+]

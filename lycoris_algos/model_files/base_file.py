@@ -1,0 +1,60 @@
+"""A model that is known from its file, whose weights are read one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from torch import Tensor
+
+from ..errors import LycorisError
+from ..io import SafetensorsReader
+from ..network import AdapterSet
+from ..ops.dtypes import compute_dtype
+from .checkpoint import index_header
+from .fingerprint import model_record
+from .known import IndexedModel
+from .layers import LayerIndex
+from .places import Spot, seen
+from .storage import refuse_weight, scale_of
+
+
+class BaseFile(IndexedModel[LayerIndex]):
+    """The model in the file ``path``; a context manager. ``sets`` are as for ``IndexedModel``.
+
+    Raises FileFormatError for a file that cannot be read, LycorisError for one that hides its weights.
+    """
+
+    def __init__(self, path: Path, sets: Sequence[AdapterSet] = ()) -> None:
+        self._reader = SafetensorsReader(path)
+        try:
+            super().__init__(index_header(self._reader.header.tensors), sets)
+        except LycorisError as error:
+            self._reader.close()
+            raise error.with_context(f"file '{path.name}'") from error
+
+    def __enter__(self) -> BaseFile:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._reader.close()
+
+    def read(self, half: LayerIndex, spot: Spot) -> Tensor:
+        """See ``IndexedModel``. Raises LycorisError for a weight that is stored in a way that hides it."""
+        tensors = self._reader.header.tensors
+        refuse_weight(spot.key, tensors)
+        stored = self._reader[spot.key]
+        weight = stored.to(compute_dtype(stored.dtype))
+        scale = scale_of(spot.key, tensors)
+        if scale is not None:
+            weight = weight * self._reader[scale].to(weight).reshape(())
+        return seen(weight, spot)
+
+    def record(self) -> Mapping[str, object]:
+        return model_record(self._reader, self._reader.path.name)

@@ -1,0 +1,134 @@
+"""Which part of a checkpoint's tensors a layer name of an adapter file means.
+
+A checkpoint is known by the names and shapes in its header, so its own keys are indexed: the diffusion model
+under its own paths, a UNet under diffusers' as well (unet.py), other families under what ``models`` knows,
+and text encoders under the paths of the transformers library (text_encoders.py). Nothing here knows what a
+file is *supposed* to contain: what is there is found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..io import TensorInfo
+from ..models import diffusers_names_in, names_in
+from .index import ModelIndex
+from .layers import LayerIndex, Paths
+from .names import NameIndex
+from .places import Spot, family_spot
+from .storage import is_companion, refuse_file
+from .text_encoders import UNNAMED, Encoder, Shapes, encoder_paths, encoders
+from .unet import unet_names
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointIndex(ModelIndex[LayerIndex]):
+    """The layers that a checkpoint has, and what its tensors belong to.
+
+    ``parts`` says of every key that belongs to the diffusion model, to a text encoder or to the VAE: "model",
+    "text", "vae".
+    """
+
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def what(self) -> str:
+        """What the checkpoint holds that adapters can change, in words."""
+        halves = ((self.model, "a diffusion model"), (self.text, "text encoders"))
+        return " and ".join(words for half, words in halves if half is not None) or "no model"
+
+
+# Where a checkpoint keeps its diffusion model: the first of these below which there is enough of one.
+_MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "net.", "model.")
+_ENOUGH = 5
+_VAE = re.compile(r"(first_stage_model|vae|pretransform)\.")
+# What a file without a prefix for its diffusion model may hold besides it.
+_OTHER = re.compile(
+    r"(conditioner|cond_stage_model|text_encoders?|embedder|clip_vision|model_ema|denoiser|control_model|loss)\."
+)
+
+
+def index_header(tensors: Mapping[str, TensorInfo]) -> CheckpointIndex:
+    """What the file with these tensors holds. Raises LycorisError for one that hides its weights."""
+    refuse_file(tensors)
+    return index_checkpoint({key: info.shape for key, info in tensors.items() if not is_companion(key)})
+
+
+def index_checkpoint(shapes: Shapes) -> CheckpointIndex:
+    """What a checkpoint of {key: shape} holds; keys in the order of the file."""
+    found = encoders(shapes)
+    parts = {key: "text" for encoder in found for key in encoder.keys}
+    parts.update((key, "vae") for key in shapes if key not in parts and _VAE.match(key))
+    prefix = _model_prefix(shapes, parts)
+    own = [] if prefix is None else [key for key in shapes if key.startswith(prefix) and key not in parts]
+    own = own if prefix else [key for key in own if not _OTHER.match(key)]
+    parts.update(dict.fromkeys(own, "model"))
+    return CheckpointIndex(
+        _model_layers(prefix or "", own, shapes) if own else None,
+        _text_layers(found, shapes) if found else None,
+        parts,
+    )
+
+
+def _text_layers(found: list[Encoder], shapes: Shapes) -> LayerIndex:
+    names = NameIndex()
+    for encoder in found:
+        for inner, spot in encoder.layers.items():
+            for path in encoder_paths(encoder.name, inner):
+                names.add(path, spot)
+    paths = {
+        spot: next(encoder_paths(encoder.name, inner))
+        for encoder in found
+        for inner, spot in encoder.layers.items()
+        if encoder.name != UNNAMED
+    }
+    return LayerIndex(
+        what="the file's text encoder",
+        is_text=True,
+        names=names,
+        shape_of=shapes.get,
+        encoder_of={key: encoder.name for encoder in found for key in encoder.keys},
+        find_paths=lambda: Paths(own=paths),
+    )
+
+
+def _model_layers(prefix: str, keys: list[str], shapes: Shapes) -> LayerIndex:
+    """The layers of the diffusion model whose ``keys`` begin with ``prefix``."""
+    inside = {key.removeprefix(prefix): shapes[key] for key in keys}
+    weights = {key: shape for key, shape in inside.items() if not key.endswith(".bias")}
+    names = NameIndex()
+    for key in inside:
+        names.add(key.removesuffix(".weight"), Spot(prefix + key))
+    for path, key in unet_names(inside):
+        names.add(path, Spot(prefix + key))
+    for path, located in names_in(weights):
+        names.add(path, family_spot(located, prefix))
+    return LayerIndex(
+        what="the file's diffusion model",
+        names=names,
+        shape_of=shapes.get,
+        find_paths=lambda: model_paths_of(weights, prefix),
+    )
+
+
+def model_paths_of(weights: Shapes, prefix: str) -> Paths:
+    """What ComfyUI and diffusers call the places of a diffusion model, whose keys begin with ``prefix``."""
+    own = {Spot(prefix + key): key.removesuffix(".weight") for key in weights}
+    diffusers: dict[Spot, str] = {}
+    for path, key in unet_names(weights):
+        diffusers.setdefault(Spot(prefix + key), f"unet.{path}")
+    for path, located in diffusers_names_in(weights):
+        diffusers.setdefault(family_spot(located, prefix), f"transformer.{path}")
+    return Paths(own, diffusers)
+
+
+def _model_prefix(shapes: Shapes, parts: Mapping[str, str]) -> str | None:
+    """What the diffusion model's keys begin with; "" if they are bare, None if there is no such model."""
+    rest = [key for key in shapes if key not in parts]
+    for prefix in _MODEL_PREFIXES:
+        if sum(key.startswith(prefix) for key in rest) > _ENOUGH:
+            return prefix
+    bare = any(len(shapes[key]) >= 2 and not _OTHER.match(key) for key in rest)
+    return "" if bare else None

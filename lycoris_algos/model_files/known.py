@@ -1,0 +1,128 @@
+"""What adapters were trained on, as far as it is known: what their layers' names mean in it, and its weights.
+
+A loaded model is known this way, a file of one, and weights in memory. Who knows no model knows names alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+from torch import Tensor
+
+from ..formats import is_text_layer
+from ..network import AdapterSet
+from ..ops.rows import stacked
+from .index import Found, L, ModelIndex
+from .places import Shape, Spot, Spots
+
+
+class KnownModel(ABC):
+    """The model that adapters were trained on. ``what`` is "weight" or "bias"."""
+
+    @abstractmethod
+    def shape(self, layer: str, what: str) -> Shape | None:
+        """The shape of a parameter of ``layer``, or None if there is none. Cheap: asked for every layer."""
+
+    @abstractmethod
+    def fetch(self, layer: str, what: str) -> Tensor:
+        """Itself, on any device and in any dtype; called only where ``shape`` answered."""
+
+    def same_layer(self, layer: str) -> Hashable | None:
+        """What ``layer`` means, in any terms that can be compared; None if that is not known."""
+        return None
+
+    def is_text(self, layer: str) -> bool:
+        """Whether ``layer`` is one of a text encoder: by what it means, else as its name's dialect says."""
+        return is_text_layer(layer)
+
+    def rename(self, layer: str, dialect: str) -> str | None:
+        """``layer`` as ``dialect`` spells it; None if that has no name for it, or none that is known."""
+        return None
+
+    def record(self) -> Mapping[str, object]:
+        """What a recipe says about the model."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class WeightsInMemory(KnownModel):
+    """A model of which {layer: weight} and {layer: bias} are known."""
+
+    weights: Mapping[str, Tensor]
+    biases: Mapping[str, Tensor]
+
+    def shape(self, layer: str, what: str) -> Shape | None:
+        found = (self.weights if what == "weight" else self.biases).get(layer)
+        return None if found is None else tuple(found.shape)
+
+    def fetch(self, layer: str, what: str) -> Tensor:
+        return (self.weights if what == "weight" else self.biases)[layer]
+
+
+class IndexedModel(KnownModel, Generic[L]):
+    """A model whose layers are indexed.
+
+    ``sets`` are the adapter sets it will be asked about: a name that has several meanings means the first
+    that all adapters of this name fit.
+    """
+
+    def __init__(self, index: ModelIndex[L], sets: Sequence[AdapterSet]) -> None:
+        self.index = index
+        self._sets = sets
+        self._known: dict[str, Found[L, Spots] | None] = {}
+
+    @abstractmethod
+    def read(self, half: L, spot: Spot) -> Tensor:
+        """The numbers at ``spot`` as the layer was trained on them."""
+
+    def shape(self, layer: str, what: str) -> Shape | None:
+        found, spots = self._find(layer), self._spots(layer, what)
+        if found is None or not spots or any(spot.function is not None for spot in spots):
+            return None
+        return found.half.shape(spots)
+
+    def fetch(self, layer: str, what: str) -> Tensor:
+        found = self._find(layer)
+        assert found is not None  # asked only where `shape` answered
+        return stacked([self.read(found.half, spot) for spot in self._spots(layer, what)])
+
+    def same_layer(self, layer: str) -> Hashable | None:
+        found = self._find(layer)
+        return None if found is None else (found.is_text, found.made)
+
+    def is_text(self, layer: str) -> bool:
+        found = self._find(layer)
+        return is_text_layer(layer) if found is None else found.is_text
+
+    def rename(self, layer: str, dialect: str) -> str | None:
+        found = self._find(layer)
+        return None if found is None else found.half.name_in(dialect, found.made)
+
+    def _spots(self, layer: str, what: str) -> Spots:
+        """The weights or biases of the layer, in the order of their rows; none if one is missing."""
+        found = self._find(layer)
+        if found is None or what == "weight":
+            return () if found is None else found.made
+        biases = [found.half.bias_of(spot) for spot in found.made]
+        known = tuple(bias for bias in biases if bias is not None)
+        return known if len(known) == len(biases) else ()
+
+    def _find(self, layer: str) -> Found[L, Spots] | None:
+        if layer not in self._known:
+            # Where nothing takes all of the adapters, what takes their weights is still what they mean.
+            self._known[layer] = self._first(layer, whole=True) or self._first(layer, whole=False)
+        return self._known[layer]
+
+    def _first(self, layer: str, *, whole: bool) -> Found[L, Spots] | None:
+        adapters = [own[layer] for own in self._sets if layer in own]
+
+        def attempt(half: L, spots: Spots) -> Spots:
+            for adapter in adapters:
+                (half.check if whole else half.check_weight)(adapter, spots)
+            return spots
+
+        found = self.index.first(layer, attempt)
+        return found if isinstance(found, Found) else None

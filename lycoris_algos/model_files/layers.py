@@ -1,0 +1,176 @@
+"""The layers of one half of a model, its diffusion model or its text encoders: which of them a name means.
+
+A name may have several meanings: the number of a text encoder, for one, depends on who counted. All are
+offered, best first, and an adapter held against the shapes decides. A layer that the model stores in pieces
+means all of them; pieces that the model stores as one are parts of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from ..adapters import LayerAdapter
+from ..errors import LycorisError
+from ..formats import encoder_number, model_paths, text_paths
+from ..models import split_names
+from .names import NameIndex, flattened
+from .places import Shape, Spot, Spots, rows_of
+from .spelling import model_name, text_name
+
+
+class UnsuitableError(LycorisError):
+    """A place that cannot take an adapter for a reason of the model's."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What ComfyUI calls the places of a model (paths), and diffusers (whole names)."""
+
+    own: Mapping[Spot, str] = field(default_factory=dict)
+    diffusers: Mapping[Spot, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerIndex:
+    """The layer names that one half of a model answers to. ``what`` names it for people.
+
+    ``shape_of`` gives the shape of the parameter of a key, None if there is none. ``encoder_of`` names the
+    text encoder of each key, in their order. ``find_paths`` is asked once a layer is to be renamed.
+    """
+
+    what: str
+    names: NameIndex
+    shape_of: Callable[[str], Shape | None]
+    is_text: bool = False
+    encoder_of: Mapping[str, str] = field(default_factory=dict)
+    find_paths: Callable[[], Paths] = Paths
+
+    @cached_property
+    def encoders(self) -> tuple[str, ...]:
+        """ComfyUI's names of the text encoders, in the order of their numbers."""
+        return tuple(dict.fromkeys(self.encoder_of.values()))
+
+    # ---- from a name to places ------------------------------------------------------------------
+
+    def meanings(self, layer: str) -> Iterator[Spots]:
+        """What ``layer`` may mean, best first: one spot, or several where the layer is stored in pieces."""
+        paths = list(dict.fromkeys((text_paths if self.is_text else model_paths)(layer)))
+        found = [spot for path in paths for spot in self.names.look_up(path)]
+        for spot in dict.fromkeys(self._preferred(layer, found)) if len(found) > 1 else found:
+            if self.shape((spot,)) is not None:
+                yield (spot,)
+        for path in paths:
+            for names in split_names(flattened(path)):
+                pieces = [next(iter(self._preferred(layer, self.names.look_up(n))), None) for n in names]
+                known = tuple(spot for spot in pieces if spot is not None)
+                if len(known) == len(pieces) and self.shape(known) is not None:
+                    yield self._joined(known)
+
+    def shape(self, spots: Spots) -> Shape | None:
+        """The shape of ``spots`` laid one below the other; None if one is not there, or they do not match."""
+        shapes = [self._spot_shape(spot) for spot in spots]
+        if len(shapes) == 1:
+            return shapes[0]
+        known = [shape for shape in shapes if shape]
+        if len(known) < len(shapes) or len({shape[1:] for shape in known}) != 1:
+            return None
+        return (sum(shape[0] for shape in known), *known[0][1:])
+
+    def counts(self, spots: Spots) -> list[int]:
+        """How many rows each of ``spots`` has."""
+        return [(self._spot_shape(spot) or (1,))[0] for spot in spots]
+
+    def bias_of(self, spot: Spot) -> Spot | None:
+        """The place of the bias that belongs to the weight at ``spot``, or None if the layer has none."""
+        key = spot.key.removesuffix("weight") + "bias"
+        if not spot.key.endswith("weight") or spot.transposed or self.shape_of(key) is None:
+            return None
+        if spot.part is not None and spot.part[0] != 0:  # a slice of the inputs leaves the bias alone
+            return None
+        return replace(spot, key=key)
+
+    def _spot_shape(self, spot: Spot) -> Shape | None:
+        stored = self.shape_of(spot.key)
+        return None if stored is None else spot.shape(stored)
+
+    def _preferred(self, layer: str, spots: Sequence[Spot]) -> Sequence[Spot]:
+        """``spots`` with those first that are in the text encoder which the name numbers."""
+        number = encoder_number(layer) if len(spots) > 1 else None
+        if number is None or number > len(self.encoders):
+            return spots
+        meant = self.encoders[number - 1]
+        return sorted(spots, key=lambda spot: self.encoder_of.get(spot.key) != meant)
+
+    def _joined(self, spots: Spots) -> Spots:
+        """``spots`` as one where they are slices of one weight that follow each other."""
+        first = spots[0]
+        if first.part is None or first.part[0] != 0 or first.swapped or first.function is not None:
+            return spots
+        start = position = first.part[1]
+        for spot in spots:
+            length = 0 if spot.part is None else spot.part[2]
+            if spot != replace(first, part=(0, position, length)):
+                return spots
+            position += length
+        whole = replace(first, part=None)
+        is_all = self.counts((whole,)) == [position - start]
+        return (whole if is_all else replace(first, part=(0, start, position - start)),)
+
+    # ---- whether an adapter fits there ----------------------------------------------------------
+
+    def check(self, adapter: LayerAdapter, spots: Spots) -> None:
+        """Raises ShapeMismatchError or UnsuitableError unless ``adapter`` fits ``spots``, biases and all."""
+        self.check_weight(adapter, spots)
+        self.bias_places(adapter, spots)
+        if adapter.reshape is not None and spots != (Spot(spots[0].key),):
+            raise UnsuitableError(
+                f"it enlarges a weight that {self.what} stores in pieces or as a part of another"
+            )
+
+    def check_weight(self, adapter: LayerAdapter, spots: Spots) -> None:
+        """The same of the weight alone."""
+        adapter.fits(self.shape(spots) or ())
+        if adapter.needs_weight and any(spot.function is not None for spot in spots):
+            titles = " + ".join(adapter.titles)
+            raise UnsuitableError(
+                f"{titles} depends on the weight, which {self.what} stores in another order"
+            )
+
+    def bias_places(self, adapter: LayerAdapter, spots: Spots) -> list[tuple[LayerAdapter, Spot] | None]:
+        """For each of ``spots``: what ``adapter`` adds to its bias and where that is, None if nothing.
+
+        Raises UnsuitableError where it changes a bias that is not there, and as ``LayerAdapter.rows`` does.
+        """
+        if adapter.bias is None:
+            return [None] * len(spots)
+        found: list[tuple[LayerAdapter, Spot] | None] = []
+        for spot, own in zip(spots, rows_of(adapter.bias, self.counts(spots)), strict=True):
+            bias = self.bias_of(spot)
+            if bias is not None:
+                own.fits(self.shape((bias,)) or ())
+            elif adapter.needs_bias:
+                raise UnsuitableError(f"it changes a bias, but this layer of {self.what} has none")
+            found.append(None if bias is None else (own, bias))
+        return found
+
+    # ---- from places to a name ------------------------------------------------------------------
+
+    def name_in(self, dialect: str, spots: Spots) -> str | None:
+        """What ``dialect`` calls the layer at ``spots``; None if it has no name for it, or none is known."""
+        if len(spots) != 1:
+            return None
+        own, diffusers = (known.get(spots[0]) for known in (self._paths.own, self._paths.diffusers))
+        if self.is_text:
+            return text_name(dialect, own, self.encoders)
+        return model_name(dialect, own, diffusers, as_diffusers=self._kohya_follows_diffusers)
+
+    @cached_property
+    def _paths(self) -> Paths:
+        return self.find_paths()
+
+    @cached_property
+    def _kohya_follows_diffusers(self) -> bool:
+        """Whether it is a UNet without SDXL's second embedding."""
+        return bool(self.names.look_up("input_blocks.0.0")) and not self.names.look_up("label_emb.0.0")

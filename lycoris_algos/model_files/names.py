@@ -1,0 +1,38 @@
+"""The names that a model answers to: paths of its parameters, and everything that others call them.
+
+A name of a file is looked up without its trainer's prefix, as it stands and with underscores for dots. So
+every path is known under every prefix, dotted and flattened, whoever brought it in, in the order of trust.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from .places import Spot
+
+
+class NameIndex:
+    """Spots by path, dotted or with underscores for dots."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, list[Spot]] = defaultdict(list)
+        self._flat: dict[str, list[Spot]] = defaultdict(list)
+
+    def add(self, path: str, spot: Spot) -> None:
+        """Adds a meaning of ``path``, after those that it has."""
+        for found in (self._exact[path], self._flat[flattened(path)]):
+            if spot not in found:
+                found.append(spot)
+
+    def look_up(self, path: str) -> Sequence[Spot]:
+        """What ``path`` may mean, best first: to the letter if anything is, else with dots as underscores."""
+        return self._exact.get(path) or self._flat.get(flattened(path)) or ()
+
+    def __len__(self) -> int:
+        return len(self._exact)
+
+
+def flattened(path: str) -> str:
+    """``path`` as kohya writes it."""
+    return path.replace(".", "_")

@@ -1,0 +1,86 @@
+"""Where in a model the numbers of a layer are, and how an adapter of that layer sees them.
+
+A path does not always mean a whole parameter: fused weights hold several layers, OpenCLIP stores a projection
+transposed, ComfyUI keeps some norms with their halves swapped. So a layer is at a ``Spot``, or at several
+where the model stores it in pieces; ``Spots`` are in the order of the layer's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters import LayerAdapter
+from ..models import Located
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A parameter of a model, or a part of it, as an adapter of that layer sees it.
+
+    ``part`` is (dimension, start, length). ``transposed``: a matrix that is stored the other way round.
+    ``swapped``: the halves of the first dimension are stored in the other order. ``function``: what a host
+    makes its weight with out of the layer's, where that is none of these; the layer's own weight cannot be
+    had then.
+    """
+
+    key: str
+    part: tuple[int, int, int] | None = None
+    transposed: bool = False
+    swapped: bool = False
+    function: Callable[[Any], Any] | None = None
+
+    def shape(self, stored: Shape) -> Shape | None:
+        """What the adapter sees of the shape ``stored`` of the parameter; None if that has no such part."""
+        if self.part is not None:
+            dim, start, length = self.part
+            if dim >= len(stored) or start + length > stored[dim]:
+                return None
+            stored = (*stored[:dim], length, *stored[dim + 1 :])
+        return stored[::-1] if self.transposed else stored
+
+
+Spots = tuple[Spot, ...]
+
+
+def family_spot(located: Located, prefix: str) -> Spot:
+    """What a name of a model family stands for in a model whose keys begin with ``prefix``."""
+    part = None if located.rows is None else (0, *located.rows)
+    return Spot(prefix + located.key, part, swapped=located.swapped)
+
+
+def seen(weight: Tensor, spot: Spot) -> Tensor:
+    """``weight`` as the adapter of ``spot`` sees it; a view, unless it has to be turned round."""
+    if spot.part is not None:
+        weight = weight.narrow(*spot.part)
+    if spot.swapped:
+        return swap_halves(weight)
+    return weight.T.contiguous() if spot.transposed else weight
+
+
+def put(weight: Tensor, spot: Spot, changed: Tensor) -> None:
+    """Writes what the adapter of ``spot`` made of ``seen`` back into ``weight``."""
+    part = weight if spot.part is None else weight.narrow(*spot.part)
+    if spot.swapped:
+        changed = swap_halves(changed)
+    part.copy_(changed.T if spot.transposed else changed)
+
+
+def swap_halves(weight: Tensor) -> Tensor:
+    """``weight`` with the two halves of its rows exchanged."""
+    first, second = weight.chunk(2, dim=0)
+    return torch.cat((second, first))
+
+
+def rows_of(adapter: LayerAdapter, counts: Sequence[int]) -> list[LayerAdapter]:
+    """``adapter`` cut into pieces of so many rows. Raises SiblingRowsError where it cannot be."""
+    if len(counts) == 1:
+        return [adapter]
+    total = sum(counts)
+    return [adapter.rows(sum(counts[:number]), count, total) for number, count in enumerate(counts)]
