@@ -97,31 +97,37 @@ def _text_layers(found: list[Encoder], shapes: Shapes) -> LayerIndex:
 def _model_layers(prefix: str, keys: list[str], shapes: Shapes) -> LayerIndex:
     """The layers of the diffusion model whose ``keys`` begin with ``prefix``."""
     inside = {key.removeprefix(prefix): shapes[key] for key in keys}
-    weights = {key: shape for key, shape in inside.items() if not key.endswith(".bias")}
     names = NameIndex()
     for key in inside:
         names.add(key.removesuffix(".weight"), Spot(prefix + key))
     for path, key in unet_names(inside):
         names.add(path, Spot(prefix + key))
-    for path, located in names_in(weights):
+    for path, located in names_in(_without_biases(inside)):
         names.add(path, family_spot(located, prefix))
     return LayerIndex(
         what="the file's diffusion model",
         names=names,
         shape_of=shapes.get,
-        find_paths=lambda: model_paths_of(weights, prefix),
+        find_paths=lambda: model_paths_of(inside, prefix),
     )
 
 
-def model_paths_of(weights: Shapes, prefix: str) -> Paths:
-    """What ComfyUI and diffusers call the places of a diffusion model, whose keys begin with ``prefix``."""
-    own = {Spot(prefix + key): key.removesuffix(".weight") for key in weights}
+def model_paths_of(inside: Shapes, prefix: str) -> Paths:
+    """What ComfyUI and diffusers call the places of a diffusion model.
+
+    ``inside`` is {key: shape} without the ``prefix`` of its keys.
+    """
+    own = {Spot(prefix + key): key.removesuffix(".weight") for key in inside}
     diffusers: dict[Spot, str] = {}
-    for path, key in unet_names(weights):
+    for path, key in unet_names(inside):
         diffusers.setdefault(Spot(prefix + key), f"unet.{path}")
-    for path, located in diffusers_names_in(weights):
+    for path, located in diffusers_names_in(_without_biases(inside)):
         diffusers.setdefault(family_spot(located, prefix), f"transformer.{path}")
     return Paths(own, diffusers)
+
+
+def _without_biases(shapes: Shapes) -> Shapes:
+    return {key: shape for key, shape in shapes.items() if not key.endswith(".bias")}
 
 
 def _model_prefix(shapes: Shapes, parts: Mapping[str, str]) -> str | None:

@@ -85,11 +85,12 @@ def known_layers(model: Any, clip: Any) -> ModelIndex[Targets]:
 def model_targets(model: Any) -> Targets:
     """What the diffusion model of a MODEL answers to."""
     inner = model.model
-    shapes = {
+    inside = {
         key.removeprefix(_MODEL): tuple(value.shape)
         for key, value in inner.state_dict().items()
-        if key.startswith(_MODEL) and not key.endswith(".bias")
+        if key.startswith(_MODEL)
     }
+    shapes = {key: shape for key, shape in inside.items() if not key.endswith(".bias")}
     names = NameIndex()
     for key in shapes:
         names.add(key.removesuffix(".weight"), Spot(_MODEL + key))
@@ -105,7 +106,7 @@ def model_targets(model: Any) -> Targets:
         what=type(config or inner).__name__,
         names=names,
         shape_of=_shapes_of(inner),
-        find_paths=lambda: _model_paths(core, shapes),
+        find_paths=lambda: _model_paths(core, inside),
         patcher=model,
     )
 
@@ -159,13 +160,13 @@ def _spot_of(target: Target) -> Spot:
     return Spot(key, part, swapped=swapped, function=None if swapped else function[0])
 
 
-def _model_paths(core: dict[str, Target], shapes: dict[str, Shape]) -> Paths:
+def _model_paths(core: dict[str, Target], inside: dict[str, Shape]) -> Paths:
     """ComfyUI's and diffusers' paths; of the latter, what core knows counts first."""
     named = ((name, target) for name, target in core.items() if name.startswith(("unet.", "transformer.")))
     known: dict[Spot, str] = {}
     for name, target in named:
         known.setdefault(_spot_of(target), _projection(name))
-    found = model_paths_of(shapes, _MODEL)
+    found = model_paths_of(inside, _MODEL)
     return replace(found, diffusers={**found.diffusers, **known})
 
 

@@ -1,0 +1,93 @@
+"""A loaded model and the file that it came from answer alike: what names mean, what dialects call layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from lab import models, paths
+from safetensors.torch import load_file
+
+import lycoris_algos
+from lycoris_algos.io import read_header
+from lycoris_algos.merge import plan_bake, run_bake
+from lycoris_algos.model_files import BaseFile
+from lycoris_algos.network import StackEntry
+
+EVERYWHERE = ("kohya", "comfy", "diffusers", "peft")
+
+
+@pytest.mark.parametrize(
+    ("name", "dialects"),
+    [
+        ("tiny_sd15", EVERYWHERE),
+        ("tiny_sd3", EVERYWHERE),
+        ("tiny_wan", EVERYWHERE),
+        # Where ComfyUI's map has names with diffusers' prefix they are written, and these are Tencent's.
+        ("tiny_hyvid", ("kohya", "comfy")),
+    ],
+)
+def test_the_file_of_a_model_knows_what_the_model_knows(
+    name: str, dialects: tuple[str, ...], load: Any, host: Callable[[str], ModuleType]
+) -> None:
+    import comfy.lora
+
+    model, clip = load(name)
+    layers = list(comfy.lora.model_lora_keys_unet(model.model, {}))
+    if clip is not None:
+        layers += comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    loaded = host("combining").HostModel(model, clip, [])
+
+    def answers(known: Any, layer: str) -> dict[str, Any]:
+        shapes = {what: known.shape(layer, what) for what in ("weight", "bias")}
+        names = {dialect: known.rename(layer, dialect) for dialect in dialects}
+        return {**shapes, **names, "is text": known.is_text(layer)}
+
+    with BaseFile(paths.MODELS / models.FILES[name][0]) as file:
+        found = {layer: answers(loaded, layer) for layer in layers}
+        assert found == {layer: answers(file, layer) for layer in layers}
+    # ComfyUI lists some layers that a small model does not have.
+    assert sum(answer["weight"] is not None for answer in found.values()) > 0.6 * len(layers)
+    for dialect in dialects:
+        assert sum(answer[dialect] is not None for answer in found.values()) > 0.4 * len(layers), dialect
+
+
+@pytest.mark.parametrize("prefix", ["lycoris_", "base_model.model."])
+def test_a_name_that_leaves_it_open_is_the_text_encoders_for_every_job(
+    prefix: str, sd15: Any, apply: Any, tmp_path: Path
+) -> None:
+    """Apply and Merge take the CLIP's strength for it; test_combining holds Combine and Save to that."""
+    model, clip = sd15
+    inner = "encoder.layers.0.self_attn.q_proj"
+    layer = prefix + (inner if prefix.endswith(".") else inner.replace(".", "_"))
+    key = f"clip_l.transformer.text_model.{inner}.weight"
+    weight = tiny.parameter(clip.patcher, key).float().clone()
+    tensors = tiny.make("lora", weight)
+    (loaded,) = apply.stack({layer: tensors})
+    entry = replace(loaded, strength_model=5.0, strength_clip=0.25)
+    wanted = tiny.changed(weight, (tensors, 0.25))
+
+    patched_model, patched_clip, report = apply(model, (entry,), clip=clip)
+    assert "1 of 1 layers applied" in report
+    assert patched_model.patches == {}
+    with tiny.loaded(patched_clip.patcher) as now:
+        tiny.assert_weight(now(key), wanted)
+
+    _, _, without = apply(model, (entry,), on_unmatched="report only")
+    assert "0 of 1 layers applied" in without
+    assert "SD15 has no such layer" in without
+
+    base = paths.MODELS / models.FILES["tiny_sd15"][0]
+    adapters = lycoris_algos.from_tensors({f"{layer}.{name}": value for name, value in tensors.items()})
+    plan = plan_bake(read_header(base), [StackEntry(adapters, 5.0, 0.25)])
+    out = run_bake(plan, base, tmp_path / "out.safetensors").path
+    before, after = load_file(base), load_file(out)
+    (changed,) = (name for name, value in before.items() if not torch.equal(value, after[name]))
+    assert changed.endswith(f"text_model.{inner}.weight")
+    tiny.assert_weight(after[changed], wanted)
