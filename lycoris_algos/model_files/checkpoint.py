@@ -17,9 +17,9 @@ from ..models import diffusers_names_in, names_in
 from .index import ModelIndex
 from .layers import LayerIndex, Paths
 from .names import NameIndex
-from .places import Spot, family_spot
+from .places import Shapes, Spot, family_spot
 from .storage import is_companion, refuse_file
-from .text_encoders import UNNAMED, Encoder, Shapes, encoder_paths, encoders
+from .text_encoders import UNNAMED, Encoder, encoder_paths, encoders
 from .unet import unet_names
 
 

@@ -7,7 +7,7 @@ where the model stores it in pieces; ``Spots`` are in the order of the layer's r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..adapters import LayerAdapter
 from ..models import Located
 
 Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
 
 @dataclass(frozen=True)

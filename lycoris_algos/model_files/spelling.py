@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 
 from .names import flattened
+from .text_encoders import encoder_and_path
 
-_ENCODER = re.compile(r"(?P<name>[^.]+)\.transformer\.(?P<path>.+)", re.DOTALL)
 # kohya's numbers of the encoders that it trains.
 _NUMBERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
 _DIFFUSERS = re.compile(r"(?:unet|transformer)\.")
@@ -43,12 +43,12 @@ def text_name(dialect: str, own: str | None, encoders: Sequence[str]) -> str | N
 
     ``own`` is its path in ComfyUI's module of the model's text encoders, which ``encoders`` names in order.
     """
-    match = _ENCODER.fullmatch(own or "")
-    if match is None:
+    inside = encoder_and_path(own or "")
+    if inside is None:
         return None
     if dialect == "comfy":
         return f"text_encoders.{own}"
-    encoder, path = match["name"], match["path"].removeprefix("bert.")
+    encoder, path = inside[0], inside[1].removeprefix("bert.")
     if path.startswith(_LANGUAGE_MODEL):
         return None
     number = encoders.index(encoder) + 1

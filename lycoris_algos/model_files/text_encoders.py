@@ -14,9 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from .places import Shape, Spot
-
-Shapes = Mapping[str, Shape]
+from .places import Shapes, Spot
 
 #: A language model that is all that its file holds, so that nothing tells what ComfyUI calls it.
 UNNAMED = "llm"
@@ -24,6 +22,13 @@ UNNAMED = "llm"
 # Modules that wrap the layers in some versions of the transformers library, and not in others.
 _WRAPPERS = ("text_model.", "model.", "bert.")
 _LANGUAGE_MODELS = ("", "language_model.", "model.language_model.")
+_IN_ENCODER = re.compile(r"([^.]+)\.transformer\.(.+)", re.DOTALL)
+
+
+def encoder_and_path(path: str) -> tuple[str, str] | None:
+    """The encoder and the path inside it, of a path in ComfyUI's module of a CLIP; None if it names none."""
+    match = _IN_ENCODER.fullmatch(path)
+    return None if match is None else (match[1], match[2])
 
 
 def encoder_paths(name: str, path: str) -> Iterator[str]:

@@ -8,7 +8,6 @@ wrapper's for some families only, of text encoders no norms and embeddings) and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,7 @@ import comfy.utils
 from ...lycoris_algos.formats import model_paths
 from ...lycoris_algos.model_files import LayerIndex, ModelIndex, NameIndex, Paths, Shape, Spot, family_spot
 from ...lycoris_algos.model_files.checkpoint import model_paths_of
-from ...lycoris_algos.model_files.text_encoders import encoder_paths
+from ...lycoris_algos.model_files.text_encoders import encoder_and_path, encoder_paths
 from ...lycoris_algos.models import names_in
 from .patch import FUNCTION, INVOLUTION, PLAIN
 
@@ -28,7 +27,6 @@ from .patch import FUNCTION, INVOLUTION, PLAIN
 Target = str | tuple[Any, ...]
 
 _MODEL = "diffusion_model."
-_ENCODER = re.compile(r"(?P<name>[^.]+)\.transformer\.(?P<path>.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,12 +120,10 @@ def clip_targets(clip: Any) -> Targets:
     encoders: dict[str, str] = {}
     for key in keys:
         path, spot = key.removesuffix(".weight"), Spot(key)
-        match = _ENCODER.fullmatch(path)
-        if match is None:
-            names.add(path, spot)
-            continue
-        encoders[key] = match["name"]
-        for known in encoder_paths(match["name"], match["path"]):
+        inside = encoder_and_path(path)
+        if inside is not None:
+            encoders[key] = inside[0]
+        for known in (path,) if inside is None else encoder_paths(*inside):
             names.add(known, spot)
     return Targets(
         what=f"text encoder {type(inner).__name__}",

@@ -58,6 +58,44 @@ def test_the_file_of_a_model_knows_what_the_model_knows(
         assert sum(answer[dialect] is not None for answer in found.values()) > 0.4 * len(layers), dialect
 
 
+CORE_KNOWS = (
+    *("SD 1.5 (tiny)", "SDXL", "SD 3.5", "Flux", "Wan 2.1 (tiny)", "Qwen-Image"),
+    *("CLIP of SD 1.5 (real)", "CLIP of SDXL", "CLIP of SD 3", "CLIP of Flux"),
+)
+
+
+@pytest.mark.parametrize("title", CORE_KNOWS)
+def test_comfyui_itself_knows_the_names_that_are_written(
+    title: str, pack: ModuleType, host: Callable[[str], ModuleType]
+) -> None:
+    """What its loader has a name for with kohya's or its own prefix, it finds under ours."""
+    import comfy.lora
+    import families
+
+    subject = next(found for found in families.SUBJECTS if found.title == title)
+    loaded = families.load(subject)
+    if subject.text:
+        core = comfy.lora.model_lora_keys_clip(loaded.cond_stage_model, {})
+        known = host("combining").HostModel(None, loaded, [])
+    else:
+        core = comfy.lora.model_lora_keys_unet(loaded.model, {})
+        known = host("combining").HostModel(loaded, None, [])
+    families.forget()
+    written = 0
+    for dialect, prefixes in (("kohya", ("lora_unet_", "lora_te")), ("comfy", ("diffusion_model.", "text_"))):
+        for layer, target in core.items():
+            # A single CLIP's projection does nothing, and core has an odd name for it.
+            idle = title.startswith("CLIP of SD 1.5") and "text_projection" in layer
+            if idle or not layer.startswith(prefixes) or not isinstance(target, str):
+                continue
+            if known.shape(layer, "weight") is not None:
+                name = known.rename(layer, dialect)
+                assert name is not None, layer
+                assert core[name] == target, layer
+                written += 1
+    assert written > 100
+
+
 @pytest.mark.parametrize("prefix", ["lycoris_", "base_model.model."])
 def test_a_name_that_leaves_it_open_is_the_text_encoders_for_every_job(
     prefix: str, sd15: Any, apply: Any, tmp_path: Path
