@@ -165,7 +165,8 @@ def measure(algo: str, shape: tuple[int, ...], dtype: torch.dtype, pack: object,
     tensors = factors(algo, shape, generator)
     stored = (torch.randn(shape, generator=generator) * 0.05).to(dtype)
 
-    ours = bridge.of([(library.LayerAdapter.from_tensors(tensors).prepare(stored.float), 1.0)], {"x"})
+    change = library.LayerAdapter.from_tensors(tensors).structure(shape, base=stored.float)
+    ours = bridge.of([(change, 1.0)], {"x"})
     strength = 1.0 if algo in AT_ONE else 1e-3
     patches = {"ours": ours, "host": bridge.of([], {"x"})}
     if algo not in WITHOUT_CORE:

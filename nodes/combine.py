@@ -9,11 +9,12 @@ from comfy_api.latest import io
 from ..lycoris_algos.merge.combine import (
     METHODS,
     PARAMETERS,
+    SAME,
     CombineOptions,
-    Output,
     RankKind,
     RankRule,
     explained,
+    outputs,
 )
 from ..lycoris_algos.network import Stack
 from ..lycoris_algos.ops.dtypes import STORED_DTYPES
@@ -90,8 +91,8 @@ class CombineLyCORIS(io.ComfyNode):
                 _parameter("seed"),
                 _combo(
                     "output",
-                    [output.value for output in Output],
-                    Output.SAME.value,
+                    list(outputs()),
+                    SAME,
                     "What the result is stored as. same keeps the algorithm where that is possible, auto "
                     "takes what is smallest, full stores whole changes.",
                 ),
@@ -200,7 +201,7 @@ class CombineLyCORIS(io.ComfyNode):
         options = CombineOptions(
             method=method,
             scaling=numbers.pop("lambda"),  # a word that Python keeps for itself
-            output=Output(output),
+            output=output,
             rank=RankRule(kind, values.get(kind, threshold)),
             dtype=STORED_DTYPES.get(dtype),
             factor=lokr_factor,

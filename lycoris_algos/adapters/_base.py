@@ -1,52 +1,50 @@
-"""What changes a weight: a *core* (LoRA, LoHa, LoKr …, at most one per layer) and *parts* (``diff`` …).
+"""What a layer may store that changes a parameter: one algorithm, and extras beside it.
 
-Both answer the same questions:
-
-- ``ready(shape, device, dtype)``: the same component in its plainest form, factors moved, cast and
-  contracted as far as that stays smaller than the weight. Everything below works on this form, so Tucker
-  kernels, stored dtypes and devices are dealt with in one place per algorithm.
-- ``delta(weight)``: the definition of the algorithm, pure and differentiable.
-- ``add_rows_(rows, start, multiplier, base)``: the same, fused: adds multiplier·ΔW to some rows of the
-  weight without forming ΔW. A law test holds the two equal for every registered class.
+A stored form is what a file holds: tensors under known keys, checked, read and written. What it does to a
+weight is a structure (../structures), which ``structure`` makes of it; nothing here computes a change.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
-from ..ops.dtypes import compute_dtype
+from ..structures import Structure
 from . import _registry
+from ._fitting import FitRequest, Fitted
 from ._stored import Stored
+from ._trained import PeftReading, PeftSettings, TrainingFacts
+
+Shape = Sequence[int]
+#: Fetches the weight that an adapter was trained on, where that is known.
+Base = Callable[[], Tensor] | None
+#: What is solved is kept in, where nothing else is asked for.
+FLOAT = torch.float32
 
 
 class Component(Stored):
-    """Something that adds ΔW to a parameter. Subclass ``Core`` or ``Part``, never this."""
+    """Something that adds ΔW to a parameter. Subclass ``Algorithm`` or ``Extra``, never this."""
 
     #: Whether ΔW depends on W.
     needs_weight: ClassVar[bool] = False
-    #: Whether ΔW is linear in a stored factor, so that a multiplier can be stored in it (``multiplied``).
-    linear: ClassVar[bool] = False
 
     # ---- shapes ---------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def matrix_shape(self) -> tuple[int | None, int | None]:
-        """(o, ∏…): the shape of ΔW as a matrix of rows; None where any size will do."""
+        """(o, i·∏k): the shape of ΔW as a matrix of rows; None where any size will do."""
 
     def fits(self, shape: Sequence[int]) -> None:
         """Raises ShapeMismatchError unless a weight of ``shape`` can take this ΔW."""
         own = self.matrix_shape
         weight = (shape[0] if shape else 1, math.prod(shape[1:]))
-        if own == weight:  # it is asked at every patch
-            return
         if any(size not in (None, found) for size, found in zip(own, weight, strict=True)):
             change = "×".join("any" if size is None else str(size) for size in own)
             raise ShapeMismatchError(
@@ -59,79 +57,65 @@ class Component(Stored):
         """The shape of the weight it was trained on, kernel and all; None where the tensors do not tell."""
         return None
 
-    # ---- maths ----------------------------------------------------------------------------------
+    # ---- the change -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Structure:
+        """What it does to a weight of ``shape``, which it ``fits``. Differentiable; factors are not copied.
+
+        What has to be contracted or solved first is solved in float64 and kept in ``dtype``. ``base`` fetches
+        the weight that was trained on: an algorithm that stores itself relative to it raises NeedsBaseError
+        without.
+        """
 
     def multiplied(self, factor: float) -> Component | None:
-        """The same with ``factor``·ΔW, stored the same way; None unless ``linear``."""
+        """The same with ``factor``·ΔW, stored the same way; None where no stored factor does that."""
         return None
 
-    @abstractmethod
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Component:
-        """Its plainest form for a weight of ``shape`` on ``device`` in ``dtype`` (float32 or float64).
-
-        Never larger than needed, and usually of the same class. Differentiable, idempotent, and cheap when
-        nothing is to be done.
-        """
-
-    @abstractmethod
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        """ΔW as a matrix (o, ∏…) in the form's own dtype. Called on a ``ready`` form only.
-
-        ``weight`` is W as a matrix, given where ``needs_weight`` says so.
-        """
-
-    @abstractmethod
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        """rows += multiplier·ΔW(base)[start : start + n], in place. Called on a ``ready`` form only.
-
-        ``rows`` (n, ∏…) is a view of n rows of the weight with any strides, on the form's device in
-        the form's dtype. ``base`` holds the same rows of W for a ΔW that depends on it; it may be
-        ``rows`` itself, so it is read before anything is written over it. ``start`` and n are multiples
-        of ``row_unit`` (n may also end at the last row).
-        """
-
     @property
-    def row_unit(self) -> int:
-        """Rows of a ``ready`` form's ΔW depend on no rows of W outside their own group of this many.
+    def linear(self) -> bool:
+        """Whether ΔW is in proportion to a stored factor, so that ``multiplied`` answers."""
+        return type(self).multiplied is not Component.multiplied
 
-        1 for most; 0 means that they depend on all of them.
-        """
-        return 1
+    # ---- fitting --------------------------------------------------------------------------------
 
-    def delta(self, weight: Tensor | Sequence[int]) -> Tensor:
-        """ΔW for ``weight``, in its shape and on its device, in float32 (float64 for a float64 weight).
+    #: Whether every change can be held exactly, with ranks enough.
+    universal: ClassVar[bool] = False
 
-        Cores that do not depend on W also answer from a shape alone. Pure and differentiable with
-        respect to the factors (and W, where it depends on it). Raises ShapeMismatchError.
-        """
-        if isinstance(weight, Tensor):
-            shape, device, dtype = weight.shape, weight.device, compute_dtype(weight.dtype)
-        else:
-            if self.needs_weight:
-                raise TypeError(f"{self.title} changes a weight by its values: give the weight")
-            shape, device, dtype = torch.Size(weight), *self._home()
-            weight = torch.empty(0)
-        self.fits(shape)
-        base = weight.to(dtype).reshape(shape[0], -1) if self.needs_weight else None
-        return self.ready(shape, device, dtype).ready_delta(base).to(dtype).reshape(shape)
+    @classmethod
+    def numbers_per_rank(cls, rows: int, columns: int) -> int:
+        """How many numbers a rank costs when a change of that size is stored as this."""
+        return rows + columns
 
-    def _home(self) -> tuple[torch.device, torch.dtype]:
-        """Device of the factors, and the dtype to compute in when no weight says so."""
-        found = [value for _, value in self.tensors()]
-        return found[0].device, compute_dtype(*(value.dtype for value in found))
+    @classmethod
+    def fit(cls, request: FitRequest) -> Fitted:
+        """The nearest to a given change that this form can hold; see ``FitRequest``."""
+        raise TypeError(f"nothing is fitted to {cls.title}")
+
+    @classmethod
+    def can_be_fitted(cls) -> bool:
+        """Whether a change can be stored as this (``fit``): what an output may be chosen from."""
+        return cls.fit.__func__ is not Component.fit.__func__  # type: ignore[attr-defined]
 
 
-class Core(Component):
+class Algorithm(Component):
     """The one algorithm of a layer. Defining a subclass registers it (``register=False``: a base of some)."""
+
+    role: ClassVar[str] = "algorithm"
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if register:
-            _registry.register_core(cls)
+            _registry.register(cls)
 
     @property
     def rank(self) -> int | None:
         """Rank as alpha is divided by it; None for an algorithm or a form without one."""
+        return None
+
+    @property
+    def exact_rank(self) -> int | None:
+        """How many ranks two factors need, at most, to hold ΔW exactly; None where nothing tells."""
         return None
 
     def facts(self) -> dict[str, float]:
@@ -145,72 +129,96 @@ class Core(Component):
         """Why ``tensors``, whose names are right, are not this algorithm; for names that two share."""
         return []
 
-    def prepare(self, base_weight: Callable[[], Tensor]) -> Core:
-        """With everything computed that can be computed once, before any hot loop; itself by default.
-
-        ``base_weight`` fetches the weight that the adapter was trained on; it is called only by
-        algorithms that store themselves relative to it.
-        """
-        return self
-
-    @property
-    def exact_rank(self) -> int | None:
-        """How many ranks two factors need, at most, to hold ΔW exactly; None where nothing tells."""
-        return None
-
-    def low_rank(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """ΔW exactly, as (up (o, r), down (r, i·∏k)), where that is smaller than ΔW: r·(o + i·∏k) < o·i·∏k.
-
-        None otherwise, and for a ΔW that depends on W while no ``weight`` is given. On the device of
-        ``weight`` (else of the factors), in float32 or float64.
-        """
-        shape: Sequence[int]
-        if weight is not None:
-            shape, device, dtype = weight.shape, weight.device, compute_dtype(weight.dtype)
-            self.fits(shape)
-        elif self.needs_weight:
-            return None
-        else:
-            rows, columns = self.matrix_shape
-            shape, (device, dtype) = (rows or 1, columns or 1), self._home()
-        if not pays(self.exact_rank, shape[0], math.prod(shape[1:])):
-            return None
-        form = self.ready(shape, device, dtype)
-        assert isinstance(form, Core)
-        base = weight.to(dtype).reshape(shape[0], -1) if weight is not None and self.needs_weight else None
-        return form.ready_low_rank(base)
-
-    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """``low_rank`` of a ``ready`` form, with W as a matrix where it is needed."""
-        return None
-
-    def bias_parts(self) -> tuple[Part, ...]:
-        """What the core does to the layer's bias besides its weight; nothing for most."""
+    def bias_extras(self) -> tuple[Extra, ...]:
+        """What the algorithm does to the layer's bias besides its weight; nothing for most."""
         return ()
 
+    # ---- what other programs mean by the same tensors ---------------------------------------------
 
-class IndirectCore(Core, register=False):
-    """A core that works through another class: its ``ready`` form is of that, and does the maths."""
+    def as_trained(self, name: str, facts: TrainingFacts) -> Iterator[tuple[Algorithm, str]]:
+        """(the form with what only the file's metadata tells, what was done), once for each correction.
 
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        raise TypeError(f"a {type(self).__name__} is no ready form")
+        ``name`` is the layer's. Each correction is of the one before.
+        """
+        return iter(())
 
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        raise TypeError(f"a {type(self).__name__} is no ready form")
+    def from_peft(self, settings: PeftSettings) -> PeftReading:
+        """The form with what only PEFT's configuration tells. Raises BadValueError for what no file means."""
+        return PeftReading(self)
+
+    def to_peft(self) -> Algorithm | None:
+        """The form that PEFT reads by its default configuration (alpha = rank); None where it has none."""
+        return None
+
+    # ---- fewer ranks, and sums ----------------------------------------------------------------------
+
+    def cut(self, rank: int, nested: str | None) -> Algorithm | None:
+        """The same with ``rank`` of its ranks, which are more; None for what has no ranks to choose from.
+
+        ``nested`` says who trained it so that its first ranks are an adapter of their own ("kohya",
+        "lycoris"), None for others.
+        """
+        return None
+
+    def sums_with(self, others: Sequence[Algorithm]) -> bool:
+        """Whether Σ c·ΔW of this and ``others`` is exactly one of the same form (``summed``)."""
+        return False
+
+    def summed(
+        self, all_of: Sequence[Algorithm], coefficients: Sequence[float], shape: Sequence[int] | None
+    ) -> Algorithm:
+        """Σ c·ΔW of ``all_of`` (this is the first), stored as files of a weight of ``shape`` hold it."""
+        raise TypeError(f"a sum of {self.title} is none")
 
 
-class Part(Component):
-    """Something that is added to a layer's weight or bias besides a core. Subclasses register themselves."""
+class Extra(Component):
+    """Something added to a weight or bias besides the algorithm. Subclasses register themselves."""
 
+    role: ClassVar[str] = "extra"
     #: Which parameter of the layer it changes: "weight" or "bias".
     target: ClassVar[str]
-    #: Whether a layer without that parameter may be changed all the same, without this part.
+    #: Whether a layer without that parameter may be changed all the same, without this extra.
     optional: ClassVar[bool] = False
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if register:
-            _registry.register_part(cls)
+            _registry.register(cls, "target")
+
+    def beside(self, algorithm: Algorithm | None) -> tuple[Extra, str]:
+        """(what its tensors mean beside ``algorithm``, what was done about it or "")."""
+        return self, ""
+
+    def holding(self, change: Tensor) -> Extra | None:
+        """One of the same key with another ``change``; None for what does not store its change as it is."""
+        return None
+
+
+class Magnitude(Stored):
+    """DoRA's magnitude d: W' = V·d/‖V‖ for V = W + ΔW."""
+
+    role: ClassVar[str] = "magnitude"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _registry.register(cls)
+
+    @property
+    @abstractmethod
+    def over_rows(self) -> bool:
+        """Whether ‖V‖ is taken over all rows (input axis) instead of within each (output axis)."""
+
+    @abstractmethod
+    def fits(self, shape: Sequence[int]) -> None:
+        """Raises ShapeMismatchError unless a weight of ``shape`` has as many channels on d's axis."""
+
+    @abstractmethod
+    def around(self, change: Structure) -> Structure:
+        """The change that gives W + ``change`` the lengths d."""
+
+    @abstractmethod
+    def to_peft(self) -> Magnitude | None:
+        """The form that PEFT reads; None where it has none."""
 
 
 def scale(alpha: float | None, rank: int | None, fixed: float | None = None) -> float:
@@ -222,8 +230,3 @@ def scale(alpha: float | None, rank: int | None, fixed: float | None = None) -> 
     if fixed is not None:
         return fixed
     return 1.0 if alpha is None or rank is None else alpha / rank
-
-
-def pays(rank: int | None, rows: int, columns: int) -> bool:
-    """Whether factors of ``rank`` are smaller than the matrix (rows, columns) that they stand for."""
-    return rank is not None and rank * (rows + columns) < rows * columns

@@ -1,6 +1,6 @@
 """One layer's adapter: what a file holds for it, and what that does to a weight.
 
-    V = W + core(W) + parts(W)          with DoRA: V·d/‖V‖ instead of V          W(m) = W + m·(V − W)
+    V = W + algorithm(W) + extras(W)     with DoRA: V·d/‖V‖ instead of V     W(m) = W + m·(V − W)
 
 Everything is computed in float32 (float64 for a float64 weight), whatever the weight and the factors are
 stored as, and rounded once.
@@ -11,35 +11,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import AmbiguousAdapterError, BadValueError, SiblingRowsError, UnknownAdapterError
+from .. import structures
+from ..errors import (
+    AmbiguousAdapterError,
+    BadValueError,
+    ShapeMismatchError,
+    SiblingRowsError,
+    UnknownAdapterError,
+)
 from ..ops.dtypes import compute_dtype
+from ..structures import Enlarged, RowSlice, Structure, Sum, enlarged
 from . import _registry
-from ._base import Component, Core, Part
-from ._modifiers import Magnitude
-from ._ready import ReadyLayer, update_
+from ._base import FLOAT, Algorithm, Base, Component, Extra, Magnitude, Shape
 from ._stored import Stored
 from .reshape import Reshape
-from .window import Window
 
 
 @dataclass(frozen=True, eq=False)
 class LayerAdapter:
-    """The trained tensors of one layer. A layer of parts only, or of a bias only, is legal."""
+    """The trained tensors of one layer. A layer of extras only, or of a bias only, is legal."""
 
-    core: Core | None = None
-    #: Added to the weight after the core, in the order of registration.
-    parts: tuple[Part, ...] = ()
+    algorithm: Algorithm | None = None
+    #: Added to the weight after the algorithm, in the order of registration.
+    extras: tuple[Extra, ...] = ()
     #: Added to the layer's bias.
-    bias_parts: tuple[Part, ...] = ()
+    bias_extras: tuple[Extra, ...] = ()
     magnitude: Magnitude | None = None
     reshape: Reshape | None = None
-    #: The rows that are meant, where a model stores the layer in pieces; nothing that a file says.
-    window: Window | None = None
 
     # ---- files ----------------------------------------------------------------------------------
 
@@ -51,38 +54,23 @@ class LayerAdapter:
         AmbiguousAdapterError, ShapeMismatchError or BadValueError.
         """
         rest = dict(tensors)
-        found: list[Stored] = []
-        for kind in (*_registry.parts(), *_registry.modifiers()):
-            own = {name: rest.pop(name) for name in kind.keys.names & rest.keys()}
-            if not own:
-                continue
-            problems = kind.keys.problems(own)
-            if problems:
-                raise UnknownAdapterError(f"its {kind.title} is incomplete: {'; '.join(problems)}")
-            found.append(kind.from_tensors(own))
-        bias_parts = [item for item in found if isinstance(item, Part) and item.target == "bias"]
-        found = [item for item in found if item not in bias_parts]
-        if rest:
-            core = _registry.detect_core(rest).from_tensors(rest)
-            found.append(core)
-            bias_parts += core.bias_parts()
-        layer = cls._of(found, tuple(bias_parts))
-        if not layer.weight_components and (layer.magnitude or layer.reshape or not layer.bias_parts):
+        stored: list[Stored] = []
+        if rest.keys() & _registry.suffixes_beside():
+            stored += _taken(rest)
+        algorithm = _registry.detect_algorithm(rest).from_tensors(rest) if rest else None
+        extras = [item for item in stored if isinstance(item, Extra)]
+        own_bias = () if algorithm is None else algorithm.bias_extras()
+        layer = cls(
+            algorithm,
+            tuple(item for item in extras if item.target == "weight"),
+            (*(item for item in extras if item.target == "bias"), *own_bias),
+            _only([item for item in stored if isinstance(item, Magnitude)]),
+            _only([item for item in stored if isinstance(item, Reshape)]),
+        )
+        if not layer.weight_components and (layer.magnitude or layer.reshape or not layer.bias_extras):
             names = ", ".join(sorted(tensors)) or "nothing"
             raise UnknownAdapterError(f"it stores {names}, which changes no weight by itself")
         return layer
-
-    @classmethod
-    def _of(cls, found: Sequence[Stored], bias_parts: tuple[Part, ...] = ()) -> LayerAdapter:
-        """Sorts what changes one parameter by what it does. AmbiguousAdapterError if one comes twice."""
-        return cls(
-            core=_only([item for item in found if isinstance(item, Core)]),
-            parts=tuple(item for item in found if isinstance(item, Part)),
-            bias_parts=bias_parts,
-            magnitude=_only([item for item in found if isinstance(item, Magnitude)]),
-            reshape=_only([item for item in found if isinstance(item, Reshape)]),
-            window=_only([item for item in found if isinstance(item, Window)]),
-        )
 
     def to_tensors(self) -> dict[str, Tensor]:
         """{suffix: tensor} of the whole layer, the inverse of ``from_tensors``."""
@@ -93,27 +81,30 @@ class LayerAdapter:
 
     def components(self) -> Iterator[Stored]:
         """Everything that the layer stores."""
-        yield from self._weight_items()
-        yield from self.bias_parts
+        yield from self.weight_components
+        yield from (item for item in (self.magnitude, self.reshape) if item is not None)
+        yield from self.bias_extras
 
     @property
     def weight_components(self) -> tuple[Component, ...]:
         """What adds to the weight, in order of application."""
-        return (*((self.core,) if self.core is not None else ()), *self.parts)
-
-    def _weight_items(self) -> Iterator[Stored]:
-        yield from self.weight_components
-        yield from (item for item in (self.magnitude, self.reshape) if item is not None)
+        return self.extras if self.algorithm is None else (self.algorithm, *self.extras)
 
     @property
     def bias(self) -> LayerAdapter | None:
         """The adapter of the layer's bias, for a bias to be treated like any other parameter."""
-        return LayerAdapter(parts=self.bias_parts, window=self.window) if self.bias_parts else None
+        return LayerAdapter(extras=self.bias_extras) if self.bias_extras else None
 
     @property
     def needs_bias(self) -> bool:
         """Whether the layer cannot be used on a module without a bias."""
-        return any(not part.optional for part in self.bias_parts)
+        return any(not extra.optional for extra in self.bias_extras)
+
+    @property
+    def plain(self) -> Algorithm | None:
+        """The algorithm of a layer that is nothing else (a bias aside)."""
+        alone = not self.extras and self.magnitude is None and self.reshape is None
+        return self.algorithm if alone else None
 
     @property
     def titles(self) -> tuple[str, ...]:
@@ -132,50 +123,7 @@ class LayerAdapter:
                 if value.dtype.is_floating_point:
                     _require_finite(name, value)
 
-    # ---- the flat form --------------------------------------------------------------------------
-
-    def to_values(self) -> tuple[Any, ...]:
-        """What changes the weight, as a flat tuple of tensors, numbers, strings and None."""
-        items = (*self._weight_items(), *((self.window,) if self.window is not None else ()))
-        flat: list[Any] = [len(items)]
-        for item in items:
-            flat += (item.algo, *item.to_values())
-        return tuple(flat)
-
-    @classmethod
-    def from_values(cls, values: Iterator[Any]) -> LayerAdapter:
-        """The inverse of ``to_values``; consumes exactly its own items."""
-        count = next(values)
-        return cls._of([_registry.component(next(values)).from_values(values) for _ in range(count)])
-
-    # ---- pieces ---------------------------------------------------------------------------------
-
-    def rows(self, start: int, count: int, total: int) -> LayerAdapter:
-        """The adapter of ``count`` rows from ``start`` on, of a layer that has ``total`` outputs.
-
-        Its ΔW of those rows of a weight is those rows of the ΔW of the weight. Raises SiblingRowsError where
-        that takes rows that are not there, ShapeMismatchError if there are no such rows.
-        """
-        window = Window(start, count, total)
-        window.check()
-        for component in (*self.weight_components, *self.bias_parts):
-            unit = component.row_unit
-            if unit == 0:
-                raise SiblingRowsError(f"{component.title} mixes all rows of a layer, {_IN_PIECES}")
-            if start % unit or (start + count) % unit:
-                raise SiblingRowsError(
-                    f"{component.title} mixes rows of a layer in blocks of {unit}, {_IN_PIECES} "
-                    "that cut through them"
-                )
-        if self.magnitude is not None and self.magnitude.over_rows:
-            raise SiblingRowsError(
-                f"DoRA on the input axis takes norms over all rows of a layer, {_IN_PIECES}"
-            )
-        if self.reshape is not None:
-            raise SiblingRowsError(f"it enlarges a layer {_IN_PIECES}")
-        return replace(self, window=window)
-
-    # ---- maths ----------------------------------------------------------------------------------
+    # ---- what is known without computing --------------------------------------------------------
 
     @property
     def needs_weight(self) -> bool:
@@ -187,8 +135,8 @@ class LayerAdapter:
         """The shape of the weight it was trained on, where its tensors tell it; see ``Component``."""
         if self.reshape is not None:
             return None  # they tell the shape afterwards
-        found = (component.weight_shape for component in self.weight_components)
-        return next((shape for shape in found if shape is not None), None)
+        told = (component.weight_shape for component in self.weight_components)
+        return next((shape for shape in told if shape is not None), None)
 
     @property
     def matrix_shape(self) -> tuple[int, int] | None:
@@ -201,22 +149,28 @@ class LayerAdapter:
 
     @property
     def exact_rank(self) -> int | None:
-        """Rank of two factors that hold ΔW exactly (see ``Core``); None for anything but a plain core."""
-        plain = self.core is not None and not self.parts and self.magnitude is None
-        return self.core.exact_rank if plain and self.core is not None else None
+        """Rank of two factors that hold ΔW exactly (see ``Algorithm``); None for anything but one alone."""
+        alone = self.algorithm is not None and not self.extras and self.magnitude is None
+        return self.algorithm.exact_rank if alone and self.algorithm is not None else None
 
-    def low_rank(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """ΔW exactly as (up, down) where that is smaller than ΔW; see ``Core.low_rank``."""
-        if self.core is None or self.exact_rank is None:
-            return None
-        if weight is not None:
-            weight = enlarged(weight, self.new_shape(tuple(weight.shape)))
-        return self.core.low_rank(weight)
+    def new_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that a weight of ``shape`` has afterwards; another one only with ``reshape``."""
+        return shape if self.reshape is None else self.reshape.new_shape(shape)
+
+    def fits(self, shape: Sequence[int]) -> None:
+        """Raises ShapeMismatchError unless a weight of ``shape`` can take everything this layer stores."""
+        after = self.new_shape(tuple(shape))
+        for component in self.weight_components:
+            component.fits(after)
+        if self.magnitude is not None:
+            self.magnitude.fits(after)
+
+    # ---- other stored forms of the same ---------------------------------------------------------
 
     @property
     def linear(self) -> bool:
         """Whether a multiplier can be stored in its factors (``multiplied``)."""
-        items = (*self.weight_components, *self.bias_parts)
+        items = (*self.weight_components, *self.bias_extras)
         return self.magnitude is None and all(item.linear for item in items)
 
     def multiplied(self, factor: float) -> LayerAdapter | None:
@@ -226,51 +180,87 @@ class LayerAdapter:
         """
         if factor == 1.0:
             return self
-        if self.magnitude is not None:
+        if not self.linear:
             return None
-        found = [item.multiplied(factor) for item in (*self.weight_components, *self.bias_parts)]
-        parts = tuple(item for item in found if isinstance(item, Part))
-        core = _only([item for item in found if isinstance(item, Core)])
-        if None in found:
-            return None
-        count = len(self.parts)
-        return replace(self, core=core, parts=parts[:count], bias_parts=parts[count:])
+        algorithm = None if self.algorithm is None else self.algorithm.multiplied(factor)
+        extras = [extra.multiplied(factor) for extra in (*self.extras, *self.bias_extras)]
+        changed = tuple(extra for extra in extras if isinstance(extra, Extra))
+        count = len(self.extras)
+        assert algorithm is None or isinstance(algorithm, Algorithm)
+        return replace(self, algorithm=algorithm, extras=changed[:count], bias_extras=changed[count:])
 
     def cast(self, dtype: torch.dtype, device: torch.device | None = None) -> LayerAdapter:
         """The same with every real tensor stored in ``dtype`` (on ``device``)."""
-        magnitude = self.magnitude
+        algorithm, magnitude = self.algorithm, self.magnitude
         return replace(
             self,
-            core=None if self.core is None else self.core.cast(dtype, device),
-            parts=tuple(part.cast(dtype, device) for part in self.parts),
-            bias_parts=tuple(part.cast(dtype, device) for part in self.bias_parts),
+            algorithm=None if algorithm is None else algorithm.cast(dtype, device),
+            extras=tuple(extra.cast(dtype, device) for extra in self.extras),
+            bias_extras=tuple(extra.cast(dtype, device) for extra in self.bias_extras),
             magnitude=None if magnitude is None else magnitude.cast(dtype, device),
         )
 
-    def new_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that a weight of ``shape`` has afterwards; another one only with ``reshape``."""
-        return shape if self.reshape is None else self.reshape.new_shape(shape)
+    # ---- the change -----------------------------------------------------------------------------
 
-    def fits(self, shape: Sequence[int]) -> None:
-        """Raises ShapeMismatchError unless a weight of ``shape`` can take everything this layer stores."""
-        after = self.new_shape(tuple(shape)) if self.window is None else self.window.whole(shape)
-        for component in self.weight_components:
-            component.fits(after)
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Structure:
+        """What it does to weights of ``shape``, with all solved that can be solved before any hot loop.
+
+        Factors are used as they are stored; what is solved is kept in ``dtype``. ``base`` fetches the
+        weight that was trained on, for an algorithm that stores itself relative to it. Raises
+        ShapeMismatchError, and NeedsBaseError where such an algorithm has no ``base``.
+        """
+        self.fits(shape)
+        after = self.new_shape(tuple(shape))
+        terms = tuple(component.structure(after, dtype, base) for component in self.weight_components)
+        change = terms[0] if len(terms) == 1 else Sum(terms)
         if self.magnitude is not None:
-            self.magnitude.fits(after)
+            change = self.magnitude.around(change)
+        return change if self.reshape is None else Enlarged(change, after)
 
-    def prepare(self, base_weight: Callable[[], Tensor]) -> LayerAdapter:
-        """With everything computed that can be computed once (see ``Core.prepare``)."""
-        return self if self.core is None else replace(self, core=self.core.prepare(base_weight))
+    def rows(self, structure: Structure, start: int, count: int, total: int) -> RowSlice:
+        """``count`` rows from ``start`` on of ``structure``, this adapter's for a layer of ``total`` outputs.
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> ReadyLayer:
-        """The form that changes weights of ``shape`` on ``device``, computing in ``dtype``."""
-        whole = shape if self.window is None else self.window.whole(shape)
-        return ReadyLayer(
-            tuple(component.ready(whole, device, dtype) for component in self.weight_components),
-            None if self.magnitude is None else self.magnitude.ready(device, dtype),
-            0 if self.window is None else self.window.start,
-        )
+        Raises SiblingRowsError where the change of those rows depends on others, ShapeMismatchError if
+        there are no such rows.
+        """
+        if start < 0 or count < 1 or start + count > total:
+            raise ShapeMismatchError(
+                f"rows {start} to {start + count} lie outside a layer of {total} outputs"
+            )
+        if self.reshape is not None:
+            raise SiblingRowsError(f"it enlarges a layer {_IN_PIECES}")
+        if self.magnitude is not None and self.magnitude.over_rows:
+            raise SiblingRowsError(
+                f"DoRA on the input axis takes norms over all rows of a layer, {_IN_PIECES}"
+            )
+        unit, title = structure.row_unit, " + ".join(self.titles)
+        if unit == 0:
+            raise SiblingRowsError(f"{title} mixes all rows of a layer, {_IN_PIECES}")
+        if start % unit or count % unit:
+            raise SiblingRowsError(
+                f"{title} mixes rows of a layer in blocks of {unit}, {_IN_PIECES} that cut through them"
+            )
+        return RowSlice(structure, start, count, total)
+
+    def low_rank(self, weight: Tensor | Sequence[int] | None = None) -> tuple[Tensor, Tensor] | None:
+        """ΔW exactly as (up (o, r), down (r, i·∏k)), where that is smaller than ΔW: r·(o + i·∏k) < o·i·∏k.
+
+        None otherwise, and for a ΔW that depends on W while no ``weight`` is given. A shape does where
+        nothing depends on W, and need not be given where the tensors tell it. On the device of ``weight``
+        (else of the factors), in float32 or float64.
+        """
+        if self.exact_rank is None:
+            return None
+        if not isinstance(weight, Tensor):
+            shape = self.matrix_shape if weight is None else self.new_shape(tuple(weight))
+            if self.needs_weight or shape is None:
+                return None
+            device, dtype = self._home()
+            made = replace(self, reshape=None).structure(shape, dtype)
+            return made.cast(device, dtype).paying_factors()
+        weight = enlarged(weight, self.new_shape(tuple(weight.shape)))
+        structure, matrix = self._made_for(weight)
+        return structure.paying_factors(matrix)
 
     def delta(self, weight: Tensor | Sequence[int]) -> Tensor:
         """ΔW(W) = V − W in W's shape (or ``new_shape``), float32 (float64 for float64).
@@ -278,36 +268,32 @@ class LayerAdapter:
         Pure and differentiable. A shape may be given instead of a weight where nothing depends on W.
         Raises ShapeMismatchError.
         """
-        if self.window is not None:
-            whole = self.window.whole(tuple(weight) if not isinstance(weight, Tensor) else weight.shape)
-            given = self.window.widened(weight) if isinstance(weight, Tensor) else whole
-            return self.window.narrowed(replace(self, window=None).delta(given))
         if isinstance(weight, Tensor):
             weight = enlarged(weight, self.new_shape(tuple(weight.shape)))
-        elif self.magnitude is not None:
-            raise TypeError("DoRA changes a weight by its values: give the weight")
-        else:
-            weight = self.new_shape(tuple(weight))
-        components = self.weight_components
-        if not components:
-            home = weight if isinstance(weight, Tensor) else torch.empty(0)
-            shape = weight.shape if isinstance(weight, Tensor) else tuple(weight)
-            return home.new_zeros(shape, dtype=compute_dtype(home.dtype))
-        total = components[0].delta(weight)
-        for component in components[1:]:
-            total = total + component.delta(weight)
-        if self.magnitude is None or not isinstance(weight, Tensor):
-            return total
-        base = weight.to(total.dtype)
-        return self._decomposed(base + total, self.magnitude) - base
+            if not self.weight_components:
+                return weight.new_zeros(weight.shape, dtype=compute_dtype(weight.dtype))
+            structure, matrix = self._made_for(weight)
+            return structure.delta(matrix).to(matrix.dtype).reshape(weight.shape)
+        if self.needs_weight:
+            title = "DoRA" if self.magnitude is not None else " + ".join(self.titles)
+            raise TypeError(f"{title} changes a weight by its values: give the weight")
+        shape = self.new_shape(tuple(weight))
+        if not self.weight_components:
+            return torch.zeros(shape)
+        device, dtype = self._home()
+        return self.structure(tuple(weight), dtype).cast(device, dtype).delta().to(dtype).reshape(shape)
 
-    def _decomposed(self, combined: Tensor, magnitude: Magnitude) -> Tensor:
-        ready = magnitude.ready(combined.device, combined.dtype)
-        self.fits(combined.shape)
-        matrix = combined.reshape(combined.shape[0], -1)
-        if ready.over_rows:
-            return (matrix * ready.column_factors(matrix.square().sum(0))).reshape(combined.shape)
-        return (matrix * ready.row_factors(matrix, slice(None))).reshape(combined.shape)
+    def _made_for(self, weight: Tensor) -> tuple[Structure, Tensor]:
+        """(the structure for ``weight``, which has its shape afterwards, cast for it; W as a matrix)."""
+        dtype = compute_dtype(weight.dtype)
+        made = replace(self, reshape=None).structure(weight.shape, dtype, lambda: weight)
+        matrix = weight.to(dtype).reshape(weight.shape[0] if weight.dim() else 1, -1)
+        return made.cast(weight.device, dtype), matrix
+
+    def _home(self) -> tuple[torch.device, torch.dtype]:
+        """Device of the factors, and the dtype to compute in when no weight says so."""
+        values = [value for item in self.weight_components for _, value in item.tensors()]
+        return values[0].device, compute_dtype(*(value.dtype for value in values))
 
     def add_to_(self, weight: Tensor, multiplier: float) -> Tensor:
         """weight += multiplier·ΔW(weight), in place and fused; returns ``weight``.
@@ -317,6 +303,9 @@ class LayerAdapter:
         ``reshape`` makes a new tensor.
         """
         return apply_(weight, ((self, multiplier),))
+
+    def __repr__(self) -> str:
+        return f"LayerAdapter({' + '.join(self.titles)})"
 
 
 def apply_(
@@ -328,51 +317,36 @@ def apply_(
 ) -> Tensor:
     """weight += m₁·ΔW₁, then m₂·ΔW₂ …, in place, in this order, rounding once; returns ``weight``.
 
-    ``entries`` are (adapter, multiplier); those with multiplier 0 are skipped. With ``transform`` (a host
-    that stores the weight reordered) each ΔW is formed, transformed and then added; an adapter that depends
-    on the weight then also needs ``inverse``, which gives back the order that it was trained in (TypeError
-    without). An adapter that enlarges its weight makes a new tensor, which is returned instead, and
-    ``weight`` stays as it is. Raises ShapeMismatchError before anything is changed.
+    ``entries`` are (adapter, multiplier); those with multiplier 0 are skipped. ``transform`` and ``inverse``
+    are as in ``structures.apply_``. Raises ShapeMismatchError before anything is changed.
     """
-    if torch.is_grad_enabled():  # ComfyUI has it off, and asking is cheaper than switching it off again
-        with torch.no_grad():
-            return apply_(weight, entries, transform=transform, inverse=inverse)
-    active = [(layer, multiplier) for layer, multiplier in entries if multiplier != 0.0]
-    shape = tuple(weight.shape)
-    for layer, _ in active:
-        layer.fits(shape)
-        shape = layer.new_shape(shape)
-    if not active or weight.numel() == 0:
-        return weight
-    weight = enlarged(weight, shape)
-    dtype = compute_dtype(weight.dtype)
-    if transform is None:
-        steps = [
-            (layer.ready(weight.shape, weight.device, dtype), multiplier) for layer, multiplier in active
-        ]
-        update_(weight, steps, dtype)
-        return weight
-    for layer, _ in active:
-        if layer.needs_weight and inverse is None:
-            raise TypeError(f"{' + '.join(layer.titles)} needs the weight in the order it was trained in")
-    wide = weight.to(dtype)
-    for layer, multiplier in active:
-        trained = inverse(wide) if inverse is not None else wide
-        wide += transform(layer.delta(trained) * multiplier)
-    return weight if wide is weight else weight.copy_(wide)
-
-
-def enlarged(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``weight`` itself if it has ``shape``, else a new tensor with it in the corner of zeros."""
-    if tuple(weight.shape) == shape:
-        return weight
-    larger = weight.new_zeros(shape)
-    larger[tuple(slice(size) for size in weight.shape)] = weight
-    return larger
+    with torch.no_grad():
+        dtype, shape = compute_dtype(weight.dtype), tuple(weight.shape)
+        made: list[tuple[Structure, float]] = []
+        for layer, multiplier in entries:
+            if multiplier == 0.0:
+                continue
+            if transform is not None and inverse is None and layer.needs_weight:
+                raise TypeError(f"{' + '.join(layer.titles)} needs the weight in the order it was trained in")
+            made.append((layer.structure(shape, dtype, lambda: weight), multiplier))
+            shape = layer.new_shape(shape)
+        return structures.apply_(weight, made, transform=transform, inverse=inverse)
 
 
 _IN_PIECES = "which this model stores in pieces"
 _S = TypeVar("_S", bound=Stored)
+
+
+def _taken(rest: dict[str, Tensor]) -> Iterator[Stored]:
+    """Everything but the algorithm, built from ``rest`` and taken out of it."""
+    for kind in (*_registry.extras(), *_registry.modifiers()):
+        own = {name: rest.pop(name) for name in kind.keys.names & rest.keys()}
+        if not own:
+            continue
+        problems = kind.keys.problems(own)
+        if problems:
+            raise UnknownAdapterError(f"its {kind.title} is incomplete: {'; '.join(problems)}")
+        yield kind.from_tensors(own)
 
 
 def _only(matching: Sequence[_S]) -> _S | None:

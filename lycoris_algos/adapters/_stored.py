@@ -58,6 +58,8 @@ class Stored(ABC):
     reference: ClassVar[str]
     #: The key suffixes it is stored under.
     keys: ClassVar[KeySpec]
+    #: What it is to its layer: "algorithm", "extra", "magnitude" or "reshape".
+    role: ClassVar[str]
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
@@ -68,7 +70,7 @@ class Stored(ABC):
         values = {}
         for field in _fields(cls):
             key = field.metadata.get(_KEY)
-            if key is None:  # what `prepare` and `ready` work out, with its own default
+            if key is None:  # what follows from something else that the layer stores
                 continue
             stored = tensors.get(key)
             values[field.name] = None if stored is None else _READERS[field.metadata[_KIND]](key, stored)
@@ -91,15 +93,6 @@ class Stored(ABC):
                 stored[field.metadata[_KEY]] = torch.tensor(value, dtype=torch.float32)
         return stored
 
-    def to_values(self) -> tuple[Any, ...]:
-        """The field values in order: a flat form that survives being moved tensor by tensor."""
-        return tuple(getattr(self, field.name) for field in _fields(type(self)))
-
-    @classmethod
-    def from_values(cls, values: Iterator[Any]) -> Self:
-        """The inverse of ``to_values``; takes as many items from ``values`` as there are fields."""
-        return cls(*(next(values) for _ in _fields(cls)))
-
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(suffix, tensor) of every tensor field that is there."""
         for field in _fields(type(self)):
@@ -119,6 +112,10 @@ class Stored(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raises ShapeMismatchError or BadValueError if the tensors do not fit each other."""
+
+    def __repr__(self) -> str:
+        shapes = (f"{name} {'×'.join(map(str, value.shape)) or '1'}" for name, value in self.tensors())
+        return f"{type(self).__name__}({', '.join(shapes)})"
 
 
 def require_matrix(name: str, value: Tensor) -> None:

@@ -10,29 +10,26 @@ W + m·(W' − W); LyCORIS interpolates every stage instead, which is a polynomi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
-from ..ops.butterfly import merge_stages, turn
-from ..ops.dtypes import to_compute
-from ..ops.rows import row_blocks, rows_per_block
-from ._base import Component, Core
+from ..ops.dtypes import solving
+from ..structures import RowButterfly
+from ._base import FLOAT, Algorithm, Base, Shape
 from ._keys import KeySpec
 from ._stored import tensor
 from .oft import SkewBlocks, require_blocks, require_rescale
 
 _REFERENCE = "https://arxiv.org/abs/2311.06243"
-# Products with fewer columns are slow, even where more do not fit the cache.
-_COLUMNS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Butterfly(Core):
+class ButterflyRotation(Algorithm):
     """Finished rotations (T, n, b, b) of all stages, and the rescaling."""
 
     algo: ClassVar[str] = "boft_diag"
@@ -43,67 +40,21 @@ class Butterfly(Core):
 
     rotations: Tensor = tensor("oft_diag")
     rescale: Tensor | None = tensor("rescale", optional=True)
-    #: Nothing that a file says: how many stages there are (None in a file's form, whose blocks have another
-    #: order), and how many of them each rotation spans; see ops/butterfly.py.
-    stages: int | None = None
-    span: int = 1
 
     @classmethod
     def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
         return [] if tensors["oft_diag"].dim() == 4 else ["'oft_diag' has not four dimensions"]
 
     def check(self) -> None:
-        if self.stages is None:
-            require_stages("oft_diag", self.rotations)
+        require_stages("oft_diag", self.rotations)
         require_rescale(self.rescale, self.matrix_shape[0])
 
     @property
     def matrix_shape(self) -> tuple[int, None]:
         return self.rotations.shape[1] * self.rotations.shape[2], None
 
-    @property
-    def row_unit(self) -> int:
-        return 0
-
-    def prepare(self, base_weight: Callable[[], Tensor]) -> Butterfly:
-        """The same in as few stages as are fast. Computed in float64, kept in float32."""
-        if self.stages is not None:
-            return self
-        rotations, span = merge_stages(self._reordered().double())
-        return replace(self, rotations=rotations.float(), stages=len(self.rotations), span=span)
-
-    def _reordered(self) -> Tensor:
-        """A file's rotations, whose neighbours are rows at a distance, in the order of ops/butterfly.py."""
-        count, blocks, size, _ = self.rotations.shape
-        paired = self.rotations.reshape(count, blocks, size // 2, 2, size // 2, 2)
-        return paired.permute(0, 1, 3, 2, 5, 4).reshape(self.rotations.shape)
-
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Butterfly:
-        rescale = self.rescale
-        if rescale is not None:
-            rescale = to_compute(rescale, device, dtype).reshape(-1, 1)
-        moved = replace(self, rotations=to_compute(self.rotations, device, dtype), rescale=rescale)
-        if self.stages is not None:
-            return moved
-        return replace(moved, rotations=moved._reordered(), stages=len(self.rotations))
-
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        assert weight is not None  # needs_weight
-        return self._turned(weight) - weight
-
-    def _turned(self, rows: Tensor) -> Tensor:
-        """W' for all rows of any columns, a new tensor."""
-        assert self.stages is not None  # a ready form has it
-        rows = turn(rows, self.rotations, self.stages, self.span)
-        return rows if self.rescale is None else rows * self.rescale
-
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        # Columns are independent, so it goes by blocks of columns: each stays in the cache for all stages.
-        count, columns = rows.shape
-        step = max(_COLUMNS, rows_per_block(count, rows.dtype, rows.device))
-        for first, last in row_blocks(columns, step):
-            own = base[:, first:last].contiguous()
-            rows[:, first:last].add_(self._turned(own).sub_(own), alpha=multiplier)
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> RowButterfly:
+        return _butterfly(solving(self.rotations), self.rescale, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,16 +70,16 @@ class BOFT(SkewBlocks):
         super().check()
         require_stages("oft_blocks", self.blocks)
 
-    @property
-    def row_unit(self) -> int:
-        return 0
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> RowButterfly:
+        return _butterfly(self.rotations(), self.rescale, dtype)
 
-    def prepare(self, base_weight: Callable[[], Tensor]) -> Butterfly:
-        turned = Butterfly(self.rotations(self.blocks.device, torch.float64), self.rescale)
-        return turned.prepare(base_weight)
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Component:
-        return Butterfly(self.rotations(device, dtype), self.rescale).ready(shape, device, dtype)
+def _butterfly(rotations: Tensor, rescale: Tensor | None, dtype: torch.dtype) -> RowButterfly:
+    """From rotations whose neighbours are rows at a distance, which ops/butterfly.py has in another order."""
+    count, blocks, size, _ = rotations.shape
+    paired = rotations.reshape(count, blocks, size // 2, 2, size // 2, 2)
+    ordered = paired.permute(0, 1, 3, 2, 5, 4).reshape(rotations.shape)
+    return RowButterfly.of(ordered, None if rescale is None else rescale.reshape(-1), dtype)
 
 
 def require_stages(name: str, value: Tensor) -> None:

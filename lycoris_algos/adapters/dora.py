@@ -21,8 +21,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
+from ..structures import ColumnDecomposed, RowDecomposed, Structure
+from ._base import Magnitude
 from ._keys import KeySpec
-from ._modifiers import Magnitude
 from ._stored import tensor
 
 _REFERENCE = "https://arxiv.org/abs/2402.09353"
@@ -38,10 +39,6 @@ class DoRA(Magnitude):
     keys: ClassVar[KeySpec] = KeySpec(required=("dora_scale",))
 
     scale: Tensor = tensor("dora_scale")
-
-    @property
-    def vector(self) -> Tensor:
-        return self.scale
 
     @property
     def over_rows(self) -> bool:
@@ -67,6 +64,13 @@ class DoRA(Magnitude):
                 f"has {channels} {'input' if axis else 'output'} channels"
             )
 
+    def around(self, change: Structure) -> Structure:
+        kind = ColumnDecomposed if self.over_rows else RowDecomposed
+        return kind(change, self.scale.reshape(-1))
+
+    def to_peft(self) -> MagnitudeVector | None:
+        return None if self.over_rows else MagnitudeVector(self.scale.reshape(-1))
+
 
 @dataclass(frozen=True, eq=False)
 class MagnitudeVector(Magnitude):
@@ -78,10 +82,6 @@ class MagnitudeVector(Magnitude):
     keys: ClassVar[KeySpec] = KeySpec(required=("lora_magnitude_vector",))
 
     magnitudes: Tensor = tensor("lora_magnitude_vector")
-
-    @property
-    def vector(self) -> Tensor:
-        return self.magnitudes
 
     @property
     def over_rows(self) -> bool:
@@ -100,3 +100,9 @@ class MagnitudeVector(Magnitude):
             raise ShapeMismatchError(
                 f"DoRA has {self.magnitudes.numel()} magnitudes, but the weight has {outputs} outputs"
             )
+
+    def around(self, change: Structure) -> Structure:
+        return RowDecomposed(change, self.magnitudes.reshape(-1))
+
+    def to_peft(self) -> MagnitudeVector:
+        return MagnitudeVector(self.magnitudes.reshape(-1))

@@ -13,15 +13,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ._dense import DenseDelta
+from ._fitting import FitRequest, Fitted
 from ._keys import KeySpec
 from ._stored import tensor
+from ._whole import WholeChange, fit_whole
 
 _REFERENCE = "https://github.com/KohakuBlueleaf/LyCORIS/blob/main/docs/Algo-Details.md"
 
 
 @dataclass(frozen=True, eq=False)
-class FullWeight(DenseDelta):
+class FullWeight(WholeChange):
     """``diff``: the change of a weight, in the weight's shape."""
 
     algo: ClassVar[str] = "full"
@@ -30,11 +31,17 @@ class FullWeight(DenseDelta):
     keys: ClassVar[KeySpec] = KeySpec(required=("diff",))
     target: ClassVar[str] = "weight"
 
+    universal: ClassVar[bool] = True
+
     change: Tensor = tensor("diff")
+
+    @classmethod
+    def fit(cls, request: FitRequest) -> Fitted:
+        return fit_whole(cls, request)
 
 
 @dataclass(frozen=True, eq=False)
-class FullBias(DenseDelta):
+class FullBias(WholeChange):
     """``diff_b``: the change of a bias, (o,)."""
 
     algo: ClassVar[str] = "full_bias"
@@ -44,3 +51,7 @@ class FullBias(DenseDelta):
     target: ClassVar[str] = "bias"
 
     change: Tensor = tensor("diff_b")
+
+    @classmethod
+    def fit(cls, request: FitRequest) -> Fitted:
+        return fit_whole(cls, request)

@@ -12,17 +12,18 @@ its two factors are contracted with the two halves of the input axis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
-from ..ops.kronecker import add_kron_rows_
-from ..ops.rows import row_blocks, rows_per_block
-from ._base import Core, scale
+from ..ops.dtypes import solving
+from ..structures import KroneckerProduct, Sum
+from ._base import FLOAT, Algorithm, Base, Shape, scale
 from ._keys import KeySpec
 from ._stored import number, require_equal, tensor
 from .lokr import LoKr
@@ -33,7 +34,7 @@ def _factor(name: str) -> tuple[tuple[str, ...], ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class GLoKr(Core):
+class GLoKr(Algorithm):
     """One layer's GLoKr. Formula and shapes: this module."""
 
     algo: ClassVar[str] = "glokr"
@@ -100,34 +101,12 @@ class GLoKr(Core):
                 f"GLoKr takes {inputs} input channels, but the weight is {'×'.join(map(str, shape))}"
             )
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> GLoKr:
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Sum:
+        added = self._added().structure(shape, dtype)
+        passed = self._passed().structure(shape, torch.float64)
+        some = solving(next(value for _, value in self.tensors()))
+        passed = passed.cast(some.device, some.dtype)
         s = scale(self.alpha, self.rank)
-        passed, added = (lokr.ready_whole(device, dtype) for lokr in (self._passed(), self._added()))
-        a_w1, b_w1 = (whole[0] if s == 1.0 else whole[0] * s for whole in (passed, added))
-        return GLoKr(a_w1=a_w1, a_w2=passed[1], b_w1=b_w1, b_w2=added[1])
-
-    def _whole(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        assert self.a_w1 is not None
-        assert self.a_w2 is not None
-        assert self.b_w1 is not None
-        assert self.b_w2 is not None
-        return self.a_w1, self.a_w2, self.b_w1, self.b_w2
-
-    def _pass(self, rows: Tensor) -> Tensor:
-        """W·A for rows (n, i·∏k)."""
-        first, second, _, _ = self._whole()
-        halves = rows.reshape(rows.shape[0], first.shape[0], second.shape[0], -1)
-        return torch.einsum("npqk,pa,qb->nabk", halves, first, second).reshape(rows.shape)
-
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        assert weight is not None  # needs_weight
-        _, _, first, second = self._whole()
-        return torch.kron(first, second.contiguous()) + self._pass(weight)
-
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        _, _, w1, w2 = self._whole()
-        count, columns = rows.shape
-        for first, last in row_blocks(count, rows_per_block(columns, rows.dtype, rows.device)):
-            passed = self._pass(base[first:last])
-            add_kron_rows_(rows[first:last], start + first, w1, w2, multiplier)
-            rows[first:last].add_(passed, alpha=multiplier)
+        first, second = (factor.delta().to(dtype) for factor in (passed.first, passed.second))
+        through = KroneckerProduct(first * s, second, math.prod(shape[2:]))
+        return Sum((through, replace(added, scale=s)))

@@ -10,7 +10,7 @@ shapes tell which, and where they fit both (r = i = o) the newer order is meant.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -19,17 +19,18 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
-from ..ops.dtypes import times, to_compute
-from ..ops.products import addmm_rows_
-from ..ops.rows import row_blocks, rows_per_block
+from ..ops.dtypes import solving, times
 from ..ops.tucker import absorb_input
-from ._base import Core, scale
+from ..structures import Product
+from ._base import FLOAT, Algorithm, Base, Shape, scale
 from ._keys import KeySpec
 from ._stored import number, require_matrix, row_numel, tensor
+from ._trained import TrainingFacts
+from ._trainers import rank_stabilised
 
 
 @dataclass(frozen=True, eq=False)
-class GLoRA(Core):
+class GLoRA(Algorithm):
     """One layer's GLoRA. Formula and shapes: this module."""
 
     algo: ClassVar[str] = "glora"
@@ -39,7 +40,6 @@ class GLoRA(Core):
         required=("a1.weight", "a2.weight", "b1.weight", "b2.weight"), optional=("bm.weight", "alpha")
     )
     needs_weight: ClassVar[bool] = True
-    linear: ClassVar[bool] = True
 
     a1: Tensor = tensor("a1.weight")
     a2: Tensor = tensor("a2.weight")
@@ -96,41 +96,17 @@ class GLoRA(Core):
                 f"GLoRA takes {inputs} input channels, but the weight is {'×'.join(map(str, shape))}"
             )
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> GLoRA:
-        a1, a2, b1, b2 = (to_compute(f, device, dtype).flatten(1) for f in self._in_order)
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Product:
+        a1, a2, b1, b2 = (factor.flatten(1) for factor in self._in_order)
         if self.bm is not None:
-            b2 = absorb_input(to_compute(self.bm, device, dtype), b2)
-        return GLoRA(a1, a2, b1, b2, None, self.alpha)
+            b2 = absorb_input(solving(self.bm), solving(b2)).to(dtype)
+        positions = math.prod(shape[1:]) // a1.shape[0]
+        return Product(a1, a2, positions, scale(self.alpha, self.rank), b1, b2)
 
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        assert weight is not None  # needs_weight
-        channels = weight.view(weight.shape[0], self.a1.shape[0], -1)
-        passed = torch.einsum("oik,ir,rj->ojk", channels, self.a1, self.a2)
-        return (self.b1 @ self.b2 + passed.reshape(weight.shape)) * scale(self.alpha, self.rank)
-
-    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert weight is not None  # needs_weight
-        channels = weight.reshape(weight.shape[0], self.a1.shape[0], -1)
-        # W·a1 at each kernel position is a rank of its own: (W·a1)·a2 = up·(a2 ⊗ I).
-        passed = torch.einsum("oik,ir->ork", channels, self.a1).reshape(weight.shape[0], -1)
-        same = torch.eye(channels.shape[2], dtype=self.a2.dtype, device=self.a2.device)
-        up = torch.cat((self.b1, passed), dim=1) * scale(self.alpha, self.rank)
-        return up, torch.cat((self.b2, torch.kron(self.a2.contiguous(), same)))
-
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        value = multiplier * scale(self.alpha, self.rank)
-        own = self.b1[start : start + rows.shape[0]]
-        inputs = self.a1.shape[0]
-        if rows.shape[1] == inputs:  # both terms as one product, so that the weight is gone through once
-            left = torch.cat((own, base @ self.a1), dim=1)
-            addmm_rows_(rows, left, torch.cat((self.b2, self.a2)), value)
-            return
-        count, columns = rows.shape
-        for first, last in row_blocks(count, rows_per_block(columns, rows.dtype, rows.device)):
-            channels = base[first:last].view(last - first, inputs, -1)
-            passed = torch.matmul(self.a2.T, torch.matmul(self.a1.T, channels))
-            addmm_rows_(rows[first:last], own[first:last], self.b2, value)
-            rows[first:last].view(channels.shape).add_(passed, alpha=value)
+    def as_trained(self, name: str, facts: TrainingFacts) -> Iterator[tuple[GLoRA, str]]:
+        corrected = rank_stabilised(name, self, facts, always=True)
+        if corrected is not None:
+            yield corrected
 
 
 def _chained(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> bool:

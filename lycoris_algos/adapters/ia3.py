@@ -13,6 +13,7 @@ axis by its shape: (o, 1) or (1, i). On the output it scales the bias as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from ..errors import BadValueError, ShapeMismatchError
-from ..ops.dtypes import times, to_compute
-from ._base import Core, IndirectCore, Part
+from ..ops.dtypes import times
+from ..structures import ColumnScaling, RowScaling
+from ._base import FLOAT, Algorithm, Base, Extra, Shape
 from ._keys import KeySpec
 from ._stored import number, tensor
 
@@ -30,7 +32,7 @@ _REFERENCE = "https://arxiv.org/abs/2205.05638"
 
 
 @dataclass(frozen=True, eq=False)
-class IA3(Core):
+class IA3(Algorithm):
     """One layer's (IA)³ as LyCORIS stores it. Formula and shapes: this module."""
 
     algo: ClassVar[str] = "ia3"
@@ -38,7 +40,6 @@ class IA3(Core):
     reference: ClassVar[str] = _REFERENCE
     keys: ClassVar[KeySpec] = KeySpec(required=("weight", "on_input"))
     needs_weight: ClassVar[bool] = True
-    linear: ClassVar[bool] = True
 
     weight: Tensor = tensor("weight")
     on_input: float = number("on_input")
@@ -67,25 +68,14 @@ class IA3(Core):
     def multiplied(self, factor: float) -> IA3:
         return replace(self, weight=times(self.weight, factor))
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> IA3:
-        vector = to_compute(self.weight, device, dtype).reshape(-1)
-        if self.on_input:  # one factor per column of the matrix, whatever the kernel
-            columns = torch.Size(shape).numel() // shape[0]
-            if columns != vector.numel():
-                vector = vector.repeat_interleave(columns // vector.numel())
-        return replace(self, weight=vector)
-
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        assert weight is not None  # needs_weight
-        return weight * (self.weight if self.on_input else self.weight[:, None])
-
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        own = self.weight if self.on_input else self.weight[start : start + rows.shape[0], None]
-        rows.addcmul_(base, own, value=multiplier)
+    def structure(
+        self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None
+    ) -> RowScaling | ColumnScaling:
+        return _scaling(self.weight.reshape(-1), bool(self.on_input), shape)
 
 
 @dataclass(frozen=True, eq=False)
-class PeftIA3(IndirectCore):
+class PeftIA3(Algorithm):
     """One layer's (IA)³ as PEFT stores it for a Linear: (o, 1) or (1, i)."""
 
     algo: ClassVar[str] = "ia3_peft"
@@ -111,17 +101,18 @@ class PeftIA3(IndirectCore):
     def matrix_shape(self) -> tuple[int | None, int | None]:
         return (None, self.factors.numel()) if self._on_input else (self.factors.numel(), None)
 
-    def bias_parts(self) -> tuple[Part, ...]:
+    def bias_extras(self) -> tuple[Extra, ...]:
         return () if self._on_input else (BiasScale(self.factors.reshape(-1)),)
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> IA3:
-        added = to_compute(self.factors, device, dtype) - 1.0
-        return IA3(added, float(self._on_input)).ready(shape, device, dtype)
+    def structure(
+        self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None
+    ) -> RowScaling | ColumnScaling:
+        return _scaling(_added(self.factors, dtype), self._on_input, shape)
 
 
 @dataclass(frozen=True, eq=False)
-class BiasScale(Part):
-    """What PEFT's (IA)³ on the output does to a bias, b' = b + m·b·(l − 1); follows from the core."""
+class BiasScale(Extra):
+    """What PEFT's (IA)³ on the output does to a bias, b' = b + m·b·(l − 1); follows from the algorithm."""
 
     algo: ClassVar[str] = "ia3_peft_bias"
     title: ClassVar[str] = "(IA)³"
@@ -134,19 +125,20 @@ class BiasScale(Part):
     factors: Tensor
 
     def check(self) -> None:
-        """The core has checked it."""
+        """The algorithm has checked it."""
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
         return self.factors.numel(), 1
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> BiasScale:
-        return replace(self, factors=to_compute(self.factors, device, dtype))
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> RowScaling:
+        return RowScaling(_added(self.factors, dtype))
 
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        assert weight is not None  # needs_weight
-        return weight * (self.factors - 1.0)[:, None]
 
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        own = self.factors[start : start + rows.shape[0], None] - 1.0
-        rows.addcmul_(base, own, value=multiplier)
+def _scaling(vector: Tensor, on_input: bool, shape: Sequence[int]) -> RowScaling | ColumnScaling:
+    return ColumnScaling(vector, math.prod(shape[2:])) if on_input else RowScaling(vector)
+
+
+def _added(factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to 1, from what PEFT multiplies by."""
+    return factors.to(dtype).reshape(-1) - 1.0

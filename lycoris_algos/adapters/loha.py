@@ -10,31 +10,30 @@ transposed, (r, o), wb (r, i). The rank is always that of ``hada_w1_b``, whose f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..ops.dtypes import times, to_compute
-from ..ops.hadamard import fit_hadamard, khatri_rao
-from ..ops.products import FEW, mm_rows
-from ..ops.rows import block_rows, row_blocks, threads
-from ..ops.scratch import scratch
+from ..ops.dtypes import solving, times
+from ..ops.hadamard import fit_hadamard
+from ..ops.lowrank import gram_spectrum
+from ..ops.ranks import RankKind, choose
 from ..ops.tucker import absorb_input
-from ._base import Core, pays, scale
+from ..structures import Hadamard
+from ._base import FLOAT, Algorithm, Base, Shape, scale
+from ._fitting import FitRequest, Fitted, lora_energy
 from ._keys import KeySpec
+from ._peft import folded, scaled_by_peft
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
-from .lora import LoRA
-
-# Up to this rank, one matrix product straight into the weight is faster than two products and a pass over
-# them (measured for ranks of 4, 6 and 8 with one and two threads; see docs/benchmarks.md).
-_AS_LORA = 36
+from ._trained import PeftReading, PeftSettings, TrainingFacts
+from ._trainers import rank_stabilised
 
 
 @dataclass(frozen=True, eq=False)
-class LoHa(Core):
+class LoHa(Algorithm):
     """One layer's LoHa. Formula and shapes: this module."""
 
     algo: ClassVar[str] = "loha"
@@ -45,7 +44,6 @@ class LoHa(Core):
         together=(("hada_t1", "hada_t2"),),
         optional=("alpha", "scale"),
     )
-    linear: ClassVar[bool] = True
 
     w1_a: Tensor = tensor("hada_w1_a")
     w1_b: Tensor = tensor("hada_w1_b")
@@ -96,49 +94,56 @@ class LoHa(Core):
     def exact_rank(self) -> int:
         return self.rank * self.w2_b.shape[0]
 
-    @classmethod
-    def approximate(cls, matrix: Tensor, rank: int) -> LoHa:
-        """The LoHa of ``rank`` near a change (o, i·∏k), as alternating least squares finds it."""
-        return cls(*fit_hadamard(matrix, rank), alpha=float(rank))
-
     def multiplied(self, factor: float) -> LoHa:
         return replace(self, w1_a=times(self.w1_a, factor))
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoHa | LoRA:
-        """The LoRA of rank r² that it is, where that is the faster one to add."""
-
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Hadamard:
         def half(a: Tensor, b: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
-            a, b = to_compute(a, device, dtype).flatten(1), to_compute(b, device, dtype).flatten(1)
-            return (a, b) if t is None else (a.T, absorb_input(to_compute(t, device, dtype), b))
+            a, b = a.flatten(1), b.flatten(1)
+            return (a, b) if t is None else (a.T, absorb_input(solving(t), solving(b)).to(dtype))
 
-        w1_a, w1_b = half(self.w1_a, self.w1_b, self.t1)
-        w2_a, w2_b = half(self.w2_a, self.w2_b, self.t2)
-        if self.exact_rank <= _AS_LORA and pays(self.exact_rank, w1_a.shape[0], w1_b.shape[1]):
-            up, down = khatri_rao(w1_a, w1_b, w2_a, w2_b)
-            return LoRA(up, down, fixed_scale=scale(self.alpha, self.rank, self.fixed_scale))
-        return LoHa(w1_a, w1_b, w2_a, w2_b, None, None, self.alpha, self.fixed_scale)
+        first, second = half(self.w1_a, self.w1_b, self.t1), half(self.w2_a, self.w2_b, self.t2)
+        return Hadamard(*first, *second, scale(self.alpha, self.rank, self.fixed_scale))
 
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        w1 = (self.w1_a * scale(self.alpha, self.rank, self.fixed_scale)) @ self.w1_b
-        return w1 * (self.w2_a @ self.w2_b)
+    @classmethod
+    def numbers_per_rank(cls, rows: int, columns: int) -> int:
+        return 2 * (rows + columns)
 
-    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        up, down = khatri_rao(self.w1_a, self.w1_b, self.w2_a, self.w2_b)
-        return up * scale(self.alpha, self.rank, self.fixed_scale), down
+    @classmethod
+    def fit(cls, request: FitRequest) -> Fitted:
+        """By alternating least squares. A fixed rank is its own; others are about a LoRA of as many bytes.
 
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        # Both products are as large as the weight, so they are made a block at a time in two buffers.
-        count, columns = rows.shape
-        value = multiplier * scale(self.alpha, self.rank, self.fixed_scale)
-        if rows.numel() <= FEW:
-            own = slice(start, start + count)
-            rows.addcmul_(self.w1_a[own] @ self.w1_b, self.w2_a[own] @ self.w2_b, value=value)
-            return
-        unit = threads(rows.device)
-        step = block_rows(count, columns, rows.dtype, rows.device, unit)
-        with scratch((2, step, columns), rows.dtype, rows.device) as (first, second):
-            for begin, end in row_blocks(count, step, unit):
-                own = slice(start + begin, start + end)
-                w1 = mm_rows(self.w1_a[own], self.w1_b, first[: end - begin])
-                w2 = mm_rows(self.w2_a[own], self.w2_b, second[: end - begin])
-                rows[begin:end].addcmul_(w1, w2, value=value)
+        Its rank is half of that LoRA's then; for a share of energy it is doubled until the share is reached
+        or two factors would be as large as the change.
+        """
+        matrix, rule = request.change.delta(), request.rule
+        rows, columns = request.size
+        values = gram_spectrum(matrix)
+        energies = values.square()
+        counted = rule.kind in (RankKind.FIXED, RankKind.BUDGET)
+        rank = int(rule.value) if counted else max(1, choose(values, rule) // 2)
+        while True:
+            rank = min(rank, rows, columns)
+            found = cls(*fit_hadamard(matrix, rank), alpha=float(rank))
+            made = found.structure(request.size).delta()
+            lost = float((matrix - made).double().square().sum())
+            kept = 1 - lost / max(float(energies.sum()), 1e-300)
+            enough = rule.kind is not RankKind.ENERGY or kept >= rule.value
+            if enough or 4 * rank * (rows + columns) > rows * columns:
+                break
+            rank *= 2
+        numbers = rank * cls.numbers_per_rank(rows, columns)
+        return Fitted(found, rank, lora_energy(energies, numbers, rows + columns))
+
+    # ---- trainers -------------------------------------------------------------------------------
+
+    def as_trained(self, name: str, facts: TrainingFacts) -> Iterator[tuple[LoHa, str]]:
+        corrected = rank_stabilised(name, self, facts)
+        if corrected is not None:
+            yield corrected
+
+    def from_peft(self, settings: PeftSettings) -> PeftReading:
+        return scaled_by_peft(self, settings)
+
+    def to_peft(self) -> LoHa:
+        return folded(self)

@@ -11,24 +11,31 @@ are whole, where trainers ignore alpha.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..ops.dtypes import times, to_compute
-from ..ops.kronecker import add_kron_rows_, kron_factors
-from ..ops.lowrank import best_factors
+from ..errors import BadValueError
+from ..ops.dtypes import solving, times
+from ..ops.kronecker import nearest_kronecker
+from ..ops.lowrank import best_factors, gram_spectrum
+from ..ops.ranks import RankKind, choose
 from ..ops.tucker import absorb_input
-from ._base import Core, scale
+from ..structures import Dense, Kronecker, LowRank
+from ._base import FLOAT, Algorithm, Base, Shape, scale
+from ._fitting import FitRequest, Fitted, lora_energy
 from ._keys import KeySpec
+from ._peft import folded, scaled_by_peft
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
+from ._trained import PeftReading, PeftSettings, TrainingFacts
+from ._trainers import rank_stabilised
 
 
 @dataclass(frozen=True, eq=False)
-class LoKr(Core):
+class LoKr(Algorithm):
     """One layer's LoKr. Formula and shapes: this module."""
 
     algo: ClassVar[str] = "lokr"
@@ -45,7 +52,6 @@ class LoKr(Core):
         ),
         optional=("alpha", "scale"),
     )
-    linear: ClassVar[bool] = True
 
     w1: Tensor | None = tensor("lokr_w1", optional=True)
     w1_a: Tensor | None = tensor("lokr_w1_a", optional=True)
@@ -136,94 +142,143 @@ class LoKr(Core):
             return replace(self, w1=times(self.w1, factor))
         return replace(self, w1_a=times(_both(self.w1_a, self.w1_b)[0], factor))
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoKr:
-        """w1 whole; w2 whole too, unless w1 is so small that w2 is nearly the weight."""
-        w1, s = self._first(device, dtype), self._scale
-        if self.w2 is None and w1.numel() < _WHOLE_FROM:
-            a, b = self._second_halves(device, dtype)
-            if b.shape[0] < min(a.shape[0], b.shape[1]):
-                return LoKr(w1=w1, w2_a=a, w2_b=b, fixed_scale=s)
-        return LoKr(w1=w1, w2=self._second(device, dtype), fixed_scale=s)
-
-    def ready_whole(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(w1 with s in it, w2) as matrices on ``device`` in ``dtype``."""
-        w1, s = self._first(device, dtype), self._scale
-        return w1 if s == 1.0 else w1 * s, self._second(device, dtype)
-
     @property
     def _scale(self) -> float:
         return scale(self.alpha, self.rank, self.fixed_scale)
 
-    def _first(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Kronecker:
         if self.w1 is not None:
-            return to_compute(self.w1, device, dtype).flatten(1)
-        a, b = (to_compute(f, device, dtype).flatten(1) for f in _both(self.w1_a, self.w1_b))
-        return a @ b
+            first: Dense | LowRank = Dense(self.w1.flatten(1))
+        else:
+            a, b = _both(self.w1_a, self.w1_b)
+            first = LowRank(a.flatten(1), b.flatten(1))
+        return Kronecker(first, self._second(dtype), self._scale)
 
-    def _second(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _second(self, dtype: torch.dtype) -> Dense | LowRank:
         if self.w2 is not None:
-            return to_compute(self.w2, device, dtype).flatten(1)
-        return torch.mm(*self._second_halves(device, dtype))
+            return Dense(self.w2.flatten(1))
+        a, b = (factor.flatten(1) for factor in _both(self.w2_a, self.w2_b))
+        if self.t2 is None:
+            return LowRank(a, b)
+        return LowRank(a.T, absorb_input(solving(self.t2), solving(b)).to(dtype))
 
-    def _second_halves(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        a, b = (to_compute(f, device, dtype).flatten(1) for f in _both(self.w2_a, self.w2_b))
-        return (a, b) if self.t2 is None else (a.T, absorb_input(to_compute(self.t2, device, dtype), b))
-
-    def best(self, rank: int) -> LoKr:
+    def cut(self, rank: int, nested: str | None) -> LoKr | None:
         """Its low-rank factors (either or both) cut to the best ``rank`` ranks, at the same scale."""
-        cut = self
+        if self.rank is None:
+            return None
+        found = self
         if self.w1_a is not None and self.w1_b is not None:
             a, b = best_factors(self.w1_a.flatten(1), self.w1_b.flatten(1), rank)
-            cut = replace(cut, w1_a=a, w1_b=b)
-        if self.w2 is None:
-            halves = self._second_halves(_both(self.w2_a, self.w2_b)[0].device, torch.float32)
-            a, b = best_factors(*halves, rank)
-            cut = replace(cut, w2_a=a, w2_b=b, t2=None)
+            found = replace(found, w1_a=a, w1_b=b)
+        second = self._second(torch.float32)
+        if isinstance(second, LowRank):
+            a, b = best_factors(second.up.float(), second.down.float(), rank)
+            found = replace(found, w2_a=a, w2_b=b, t2=None)
         alpha = self.alpha
-        if alpha is not None and self.rank is not None and cut.rank is not None:
-            alpha *= cut.rank / self.rank
-        return replace(cut, alpha=alpha)
+        if alpha is not None and found.rank is not None:
+            alpha *= found.rank / self.rank
+        return replace(found, alpha=alpha)
 
-    def shares_first(self, other: LoKr) -> bool:
-        """Whether w1 is the same in both, so that their sum is one LoKr."""
+    # ---- sums -----------------------------------------------------------------------------------
+
+    def sums_with(self, others: Sequence[Algorithm]) -> bool:
+        """Where all have the same w1, or all the same w2."""
+        lokrs = [other for other in others if isinstance(other, LoKr)]
+        if len(lokrs) < len(others):
+            return False
+        return all(map(self._shares_first, lokrs)) or all(map(self._shares_second, lokrs))
+
+    def summed(
+        self, all_of: Sequence[Algorithm], coefficients: Sequence[float], shape: Sequence[int] | None
+    ) -> LoKr:
+        lokrs = [other for other in all_of if isinstance(other, LoKr)]
+        halves = [lokr._whole() for lokr in lokrs]
+        w1, w2 = halves[0]
+        if all(map(self._shares_second, lokrs)):
+            firsts = [c * first for c, (first, _) in zip(coefficients, halves, strict=True)]
+            return LoKr.of(torch.stack(firsts).sum(0), w2, shape)
+        # w1 holds each one's scale, so that is taken out of it before it is compared.
+        scales = [float((first * w1).sum() / w1.square().sum().clamp_min(1e-300)) for first, _ in halves]
+        seconds = [c * s * w for c, s, (_, w) in zip(coefficients, scales, halves, strict=True)]
+        return LoKr.of(w1, torch.stack(seconds).sum(0), shape)
+
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        """(w1 with the scale in it, w2) as matrices in float32."""
+        device = next(value.device for _, value in self.tensors())
+        made = self.structure(()).cast(device, torch.float32)
+        first = made.first.delta()
+        return first if made.scale == 1.0 else first * made.scale, made.second.delta()
+
+    def _shares_first(self, other: LoKr) -> bool:
         return _equal((self.w1, self.w1_a, self.w1_b), (other.w1, other.w1_a, other.w1_b))
 
-    def shares_second(self, other: LoKr) -> bool:
-        """Whether w2 is the same in both, so that their sum is one LoKr."""
+    def _shares_second(self, other: LoKr) -> bool:
         own, others = (self.w2, self.w2_a, self.w2_b, self.t2), (other.w2, other.w2_a, other.w2_b, other.t2)
         return _equal(own, others)
 
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        assert self.w1 is not None  # a ready form has it
-        w2 = self.w2 if self.w2 is not None else torch.mm(*_both(self.w2_a, self.w2_b))
-        return torch.kron(self.w1 * self._scale, w2.contiguous())
+    # ---- fitting --------------------------------------------------------------------------------
 
-    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert self.w1 is not None
-        w2 = self.w2 if self.w2 is not None else _both(self.w2_a, self.w2_b)
-        return kron_factors(self.w1 * self._scale, w2)
+    @classmethod
+    def fit(cls, request: FitRequest) -> Fitted:
+        """The nearest Kronecker product, w1 of the size to keep, of LyCORIS' factor, or of the best size.
 
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        assert self.w1 is not None
-        multiplier *= self._scale
-        if self.w2 is not None:
-            add_kron_rows_(rows, start, self.w1, self.w2, multiplier)
-            return
-        # One product per element of a tiny w1, each over the rows and columns that it scales.
-        a, b = _both(self.w2_a, self.w2_b)
-        tall, wide = a.shape[0], b.shape[1]
-        end = start + rows.shape[0]
-        for block in range(start // tall, (end + tall - 1) // tall):
-            first, last = max(start, block * tall), min(end, (block + 1) * tall)
-            own = rows[first - start : last - start]
-            left = a[first - block * tall : last - block * tall]
-            for column in range(self.w1.shape[1]):
-                part = own[:, column * wide : (column + 1) * wide]
-                part.addmm_(left, b * self.w1[block, column], alpha=multiplier)
+        With a given size, the rule is about the ranks of w2, which is cut where that is smaller. Without,
+        it is about those of a LoRA, whose bytes the LoKr may take: a file holds a single Kronecker term,
+        and its shape is the only choice.
+        """
+        matrix, rule = request.change.delta(), request.rule
+        rows, columns = request.size
+        inputs = request.shape[1] if request.shape is not None else columns
+        values = gram_spectrum(matrix)
+        energies = values.square()
+        ranks = int(rule.value) if rule.kind is RankKind.BUDGET else choose(values, rule)
+        allowed = ranks * (rows + columns)
+        first = request.like.first_shape if isinstance(request.like, LoKr) else None
+        if first is None and request.factor:
+            first = (_factorised(rows, request.factor), _factorised(inputs, request.factor))
+        best: tuple[float, LoKr] | None = None
+        for size in [first] if first is not None else _sizes(rows, inputs):
+            w1, w2 = nearest_kronecker(matrix, *size)
+            s = gram_spectrum(w2)
+            if first is None or rule.kind is RankKind.BUDGET:
+                rank = min(s.numel(), (allowed - w1.numel()) // sum(w2.shape))
+                rank = s.numel() if w2.numel() + w1.numel() <= allowed else max(0, rank)
+            else:
+                rank = choose(s, rule)
+            if rank < 1:
+                continue
+            kept = float(w1.square().sum()) * float(s[:rank].square().sum())
+            if best is None or kept > best[0]:
+                best = kept, cls.of(w1, w2, request.shape, rank)
+        if best is None:  # not even w1 and one rank fit: the smallest there is
+            w1, w2 = nearest_kronecker(matrix, _factorised(rows, -1), _factorised(inputs, -1))
+            best = 0.0, cls.of(w1, w2, request.shape, 1)
+        numbers = sum(value.numel() for _, value in best[1].tensors())
+        return Fitted(best[1], best[1].rank, lora_energy(energies, numbers, rows + columns))
 
+    # ---- trainers -------------------------------------------------------------------------------
 
-# From this many elements of w1 on, a whole w2 is small beside the weight (its share is 1/numel).
-_WHOLE_FROM = 8
+    def as_trained(self, name: str, facts: TrainingFacts) -> Iterator[tuple[LoKr, str]]:
+        if self.rank is not None:
+            corrected = rank_stabilised(name, self, facts)
+            if corrected is not None:
+                yield corrected
+        elif facts.flag("rs_lora") and self.alpha is not None and self.fixed_scale is None:
+            # Both factors whole: training forces alpha = r and scales by √r; r·√r is what the file says.
+            note = "LoKr of whole matrices with rs_lora: scaled by √rank, which the file's alpha tells"
+            yield replace(self, fixed_scale=abs(self.alpha) ** (1 / 3)), note
+
+    def from_peft(self, settings: PeftSettings) -> PeftReading:
+        if settings.is_of("LOKR") and self.w2 is not None and self.w2.dim() == 3:
+            raise BadValueError(
+                "PEFT multiplies the whole factors of a LoKr of a one-dimensional convolution across outputs "
+                "and kernel, which is no Kronecker product. Train it with a smaller rank or with "
+                "use_effective_conv2d"
+            )
+        return scaled_by_peft(self, settings)
+
+    def to_peft(self) -> LoKr:
+        return folded(self)
 
 
 def _both(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -238,3 +293,18 @@ def _equal(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> b
         (a is None) == (b is None) and (a is None or b is None or torch.equal(a.float(), b.float()))
         for a, b in zip(first, second, strict=True)
     )
+
+
+def _sizes(rows: int, inputs: int) -> Iterator[tuple[int, int]]:
+    yield from dict.fromkeys((_factorised(rows, f), _factorised(inputs, f)) for f in (-1, 2, 4, 8, 16, 32))
+
+
+def _factorised(size: int, factor: int) -> int:
+    """The largest divisor of ``size`` up to ``factor``, or up to its root where the factor is −1.
+
+    As LyCORIS splits a dimension: ``factor`` itself where it divides, and never above the root otherwise.
+    """
+    if factor > 0 and size % factor == 0:
+        return factor
+    limit = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
+    return next(divisor for divisor in range(limit, 0, -1) if size % divisor == 0)

@@ -10,24 +10,36 @@ input channels of one group. DyLoRA of kohya's kind and extracted LoCon are stor
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..ops.dtypes import times, to_compute
-from ..ops.lowrank import best_factors
-from ..ops.products import addmm_rows_
+from ..errors import BadValueError
+from ..ops.dtypes import solving, times
+from ..ops.lowrank import best_factors, gram_svd, leading_svd, product_svd
+from ..ops.ranks import RankKind, RankRule, choose
 from ..ops.tucker import absorb_input
-from ._base import Core, scale
+from ..structures import LowRank
+from ._base import FLOAT, Algorithm, Base, Shape, scale
+from ._fitting import FitRequest, Fitted
 from ._keys import KeySpec
+from ._peft import folded, scaled_by_peft
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
+from ._trained import PeftReading, PeftSettings, TrainingFacts
+from ._trainers import rank_stabilised
+
+# Rules whose value is the number of ranks.
+_COUNTED = (RankKind.FIXED, RankKind.BUDGET)
+_DYLORA_BLOCK = 4  # LyCORIS' default block_size
+# PEFT takes these out of the base weight before it trains, so that what it stores begins at another weight.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, eq=False)
-class LoRA(Core):
+class LoRA(Algorithm):
     """One layer's LoRA. Formula and shapes: this module."""
 
     algo: ClassVar[str] = "lora"
@@ -36,7 +48,8 @@ class LoRA(Core):
     keys: ClassVar[KeySpec] = KeySpec(
         required=("lora_up.weight", "lora_down.weight"), optional=("lora_mid.weight", "alpha", "scale")
     )
-    linear: ClassVar[bool] = True
+
+    universal: ClassVar[bool] = True
 
     up: Tensor = tensor("lora_up.weight")
     down: Tensor = tensor("lora_down.weight")
@@ -83,28 +96,102 @@ class LoRA(Core):
     def multiplied(self, factor: float) -> LoRA:
         return replace(self, up=times(self.up, factor))
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> LoRA:
-        up = to_compute(self.up, device, dtype).flatten(1)
-        down = to_compute(self.down, device, dtype).flatten(1)
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> LowRank:
+        up, down = self.up.flatten(1), self.down.flatten(1)
         if self.mid is not None:
-            down = absorb_input(to_compute(self.mid, device, dtype), down)
-        return LoRA(up, down, None, self.alpha, self.fixed_scale)
+            down = absorb_input(solving(self.mid), solving(down)).to(dtype)
+        return LowRank(up, down, scale(self.alpha, self.rank, self.fixed_scale))
 
-    def best(self, rank: int) -> LoRA:
-        """The best approximation by singular value with ``rank`` ranks, at the same scale."""
+    @classmethod
+    def fit(cls, request: FitRequest) -> Fitted:
+        """By singular values; exact for the rule EXACT."""
+        up, down = _factors(request)
+        return Fitted(cls.of(up, down, request.shape), down.shape[0])
+
+    def cut(self, rank: int, nested: str | None) -> LoRA:
+        """The first ranks of a DyLoRA, else the best ones by singular value, at the same scale."""
+        if nested is not None and self.mid is None:
+            return self._first(rank, nested)
         kernel = self.down.shape[1:] if self.mid is None else (self.down.shape[1], *self.mid.shape[2:])
-        plain = self.ready((), self.up.device, torch.float32)
-        up, down = best_factors(plain.up, plain.down, rank)
+        plain = self.structure(())
+        up, down = best_factors(plain.up.float(), plain.down.float(), rank)
         alpha = None if self.alpha is None else self.alpha * down.shape[0] / self.rank
         up = up.reshape(*up.shape, *self.up.shape[2:])
         return LoRA(up, down.reshape(-1, *kernel), None, alpha, self.fixed_scale)
 
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        return (self.up * scale(self.alpha, self.rank, self.fixed_scale)) @ self.down
+    def _first(self, rank: int, nested: str) -> LoRA:
+        """The first ranks, scaled as training scaled them: α/n of LyCORIS, α/r·√(r/n) of kohya."""
+        alpha = self.alpha
+        if alpha is not None and nested == "kohya":
+            alpha *= math.sqrt(rank / self.rank)
+        return replace(self, up=self.up[:, :rank], down=self.down[:rank], alpha=alpha)
 
-    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.up * scale(self.alpha, self.rank, self.fixed_scale), self.down
+    # ---- trainers -------------------------------------------------------------------------------
 
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        up = self.up[start : start + rows.shape[0]]
-        addmm_rows_(rows, up, self.down, multiplier * scale(self.alpha, self.rank, self.fixed_scale))
+    def as_trained(self, name: str, facts: TrainingFacts) -> Iterator[tuple[LoRA, str]]:
+        found = self
+        for correction in (_dylora, rank_stabilised, _split_qkv):
+            corrected = correction(name, found, facts)
+            if corrected is not None:
+                found = corrected[0]
+                yield corrected
+
+    def from_peft(self, settings: PeftSettings) -> PeftReading:
+        start = settings["init_lora_weights"]
+        if self.alpha is None and isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+            raise BadValueError(
+                f"PEFT began it with '{start}', which changes the base weight too, so it does not fit the "
+                "unchanged model. PiSSA, OLoRA, CorDA and LoRA-GA become an ordinary LoRA when PEFT saves "
+                "them with path_initial_model_for_weight_conversion"
+            )
+        return scaled_by_peft(self, settings)
+
+    def to_peft(self) -> LoRA | None:
+        return folded(self) if self.mid is None else None
+
+
+def _factors(request: FitRequest) -> tuple[Tensor, Tensor]:
+    change, rule = request.change, request.rule
+    if isinstance(change, LowRank):
+        up, down = change.factors()
+        exact = rule.kind is RankKind.EXACT and down.shape[0] <= min(change.size)
+        if exact or (rule.kind in _COUNTED and down.shape[0] <= rule.value):
+            return up, down
+        u, s, vh = product_svd(up, down)
+    else:
+        u, s, vh = _decomposed(change.delta(), rule)
+    rank = choose(s, rule)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, vh[:rank] * root[:, None]
+
+
+def _decomposed(matrix: Tensor, rule: RankRule) -> tuple[Tensor, Tensor, Tensor]:
+    if rule.kind in _COUNTED:
+        return leading_svd(matrix, int(rule.value))
+    return gram_svd(matrix, min(matrix.shape))
+
+
+def _dylora(name: str, lora: LoRA, facts: TrainingFacts) -> tuple[LoRA, str] | None:
+    """LyCORIS divides alpha by the number of blocks where the file's rank counts ranks."""
+    if facts.algo != "dylora" or lora.alpha is None:
+        return None
+    try:
+        block = int(float(facts.args.get("block_size", _DYLORA_BLOCK)))
+    except (ValueError, OverflowError):
+        return None
+    if block < 2:
+        return None
+    note = f"DyLoRA of LyCORIS with block_size {block}: alpha is {block} times what the file says"
+    return replace(lora, alpha=lora.alpha * block), note
+
+
+def _split_qkv(name: str, lora: LoRA, facts: TrainingFacts) -> tuple[LoRA, str] | None:
+    """kohya trains q, k, v (and the MLP beside them) apart and stores them as one, with one part's alpha."""
+    if not facts.flag("split_qkv") or lora.alpha is None:
+        return None
+    parts = 3 if name.endswith(("_qkv", ".qkv")) else 4 if name.endswith("linear1") else 1
+    resized = facts.rank is not None and lora.rank != parts * facts.rank
+    if parts == 1 or resized:
+        return None
+    note = f"kohya's split_qkv: alpha belongs to one of {parts} parts, so it counts {parts} times"
+    return replace(lora, alpha=lora.alpha * parts), note

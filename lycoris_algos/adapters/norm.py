@@ -12,15 +12,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ._dense import DenseDelta
 from ._keys import KeySpec
 from ._stored import tensor
+from ._whole import WholeChange
 
 _REFERENCE = "https://github.com/KohakuBlueleaf/LyCORIS/blob/main/docs/Preset.md"
 
 
 @dataclass(frozen=True, eq=False)
-class NormWeight(DenseDelta):
+class NormWeight(WholeChange):
     """``w_norm``: the change of a norm's weight, (c,)."""
 
     algo: ClassVar[str] = "norm"
@@ -33,7 +33,7 @@ class NormWeight(DenseDelta):
 
 
 @dataclass(frozen=True, eq=False)
-class NormBias(DenseDelta):
+class NormBias(WholeChange):
     """``b_norm``: the change of a norm's bias, (c,)."""
 
     algo: ClassVar[str] = "norm_bias"

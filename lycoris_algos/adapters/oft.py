@@ -5,8 +5,7 @@
 
 ``oft_blocks`` holds B (n, b, b) with n·b = o, ``rescale`` the optional s (o, 1…) or (o,). ``alpha`` is no
 scale here but a constraint: if it is not 0, Q is shrunk so that its norm over all blocks is at most alpha·o.
-LyCORIS 2.0 stored the finished R, with s in its columns, as ``oft_diag``; that is also what ``prepare`` makes
-of the other forms, so that nothing is solved while an image is made.
+LyCORIS 2.0 stored the finished R, with s in its columns, as ``oft_diag``.
 
 kohya's OFT has the same keys and maths. Its Flux version splits the rows of fused projections and stores
 ``oft_blocks.0``, ``.1`` …, each on its own rows and with its own constraint alpha·rows.
@@ -14,7 +13,7 @@ kohya's OFT has the same keys and maths. Its Flux version splits the rows of fus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -22,19 +21,22 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
-from ..ops.dtypes import to_compute
+from ..ops.dtypes import solving
 from ..ops.orthogonal import cayley, skew_from_blocks
-from ..ops.rows import block_rows, row_blocks
-from ..ops.scratch import scratch
-from ._base import Component, Core, IndirectCore
+from ..structures import RowRotation, RowStack
+from ._base import FLOAT, Algorithm, Base, Shape
 from ._keys import KeySpec
 from ._stored import number, tensor
+from ._trained import TrainingFacts
 
+# kohya stores 0 for "no rotation at all" where LyCORIS stores it for "no constraint". A constraint that is
+# this small leaves no rotation either, in every loader.
+_NO_ROTATION = 1e-12
 _REFERENCE = "https://arxiv.org/abs/2306.07280"
 
 
 @dataclass(frozen=True, eq=False)
-class BlockRotation(Core):
+class DiagRotation(Algorithm):
     """Finished rotations R (n, b, b), one per block of rows, with any rescaling in their columns."""
 
     algo: ClassVar[str] = "oft_diag"
@@ -56,37 +58,12 @@ class BlockRotation(Core):
     def matrix_shape(self) -> tuple[int, None]:
         return self.rotation.shape[0] * self.rotation.shape[1], None
 
-    @property
-    def row_unit(self) -> int:
-        return self.rotation.shape[1]
-
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> BlockRotation:
-        return replace(self, rotation=to_compute(self.rotation, device, dtype))
-
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        assert weight is not None  # needs_weight
-        blocks = weight.reshape(*self.rotation.shape[:2], -1)
-        return torch.einsum("nkm,nkc->nmc", self._change(), blocks).reshape(weight.shape)
-
-    def _change(self) -> Tensor:
-        size = self.rotation.shape[1]
-        return self.rotation - torch.eye(size, dtype=self.rotation.dtype, device=self.rotation.device)
-
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        size, columns = self.rotation.shape[1], rows.shape[1]
-        change = self._change().mT[start // size :]
-        count = rows.shape[0] // size
-        step = block_rows(count, columns * size, rows.dtype, rows.device)
-        with scratch((step, size, columns), rows.dtype, rows.device) as buffer:
-            for first, last in row_blocks(count, step):
-                own = slice(first * size, last * size)
-                blocks = base[own].view(last - first, size, columns)
-                turned = torch.bmm(change[first:last], blocks, out=buffer[: last - first])
-                rows[own].view(turned.shape).add_(turned, alpha=multiplier)
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> RowRotation:
+        return _row_rotation(self.rotation.to(dtype), dtype)
 
 
 @dataclass(frozen=True, eq=False)
-class SkewBlocks(IndirectCore, register=False):
+class SkewBlocks(Algorithm, register=False):
     """What files of OFT and of BOFT store: blocks of rows, a constraint and a rescaling."""
 
     keys: ClassVar[KeySpec] = KeySpec(required=("oft_blocks",), optional=("rescale", "alpha"))
@@ -117,9 +94,13 @@ class SkewBlocks(IndirectCore, register=False):
     def matrix_shape(self) -> tuple[int, None]:
         return self.blocks.shape[-3] * self.blocks.shape[-2], None
 
-    def rotations(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The rotations of ``blocks``, without the rescaling."""
-        return cayley_rotation(to_compute(self.blocks, device, dtype), self.alpha, self.matrix_shape[0])
+    def rotations(self) -> Tensor:
+        """The rotations of ``blocks`` in float64, without the rescaling."""
+        return _solved(self.blocks, self.alpha, self.matrix_shape[0])
+
+    def as_trained(self, name: str, facts: TrainingFacts) -> Iterator[tuple[SkewBlocks, str]]:
+        if _turns_nothing(self.alpha, facts):
+            yield replace(self, alpha=_NO_ROTATION), _KOHYA_NOTE
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,26 +112,15 @@ class DiagOFT(SkewBlocks):
     reference: ClassVar[str] = _REFERENCE
     dimensions: ClassVar[int] = 3
 
-    @property
-    def row_unit(self) -> int:
-        return self.blocks.shape[1]
-
-    def _rotation(self, device: torch.device, dtype: torch.dtype) -> BlockRotation:
-        rotation = self.rotations(device, dtype)
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> RowRotation:
+        rotation = self.rotations()
         if self.rescale is not None:
-            columns = to_compute(self.rescale, device, dtype).reshape(rotation.shape[0], 1, -1)
-            rotation = rotation * columns
-        return BlockRotation(rotation)
-
-    def prepare(self, base_weight: Callable[[], Tensor]) -> BlockRotation:
-        return _single(self._rotation(self.blocks.device, torch.float64))
-
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Component:
-        return self._rotation(device, dtype)
+            rotation = rotation * self.rescale.to(rotation.dtype).reshape(rotation.shape[0], 1, -1)
+        return _row_rotation(rotation, dtype)
 
 
 @dataclass(frozen=True, eq=False)
-class SplitOFT(Core):
+class SplitOFT(Algorithm):
     """kohya's OFT on the fused projections of Flux: a rotation for each slice of rows."""
 
     algo: ClassVar[str] = "oft_split"
@@ -166,8 +136,6 @@ class SplitOFT(Core):
     third: Tensor | None = tensor("oft_blocks.2", optional=True)
     fourth: Tensor | None = tensor("oft_blocks.3", optional=True)
     alpha: float | None = number("alpha")
-    #: Whether the tensors above are finished rotations; nothing that a file says.
-    finished: bool = False
 
     def check(self) -> None:
         for name, value in self.tensors():
@@ -177,51 +145,34 @@ class SplitOFT(Core):
     def matrix_shape(self) -> tuple[int, None]:
         return sum(value.shape[0] * value.shape[1] for _, value in self.tensors()), None
 
-    @property
-    def row_unit(self) -> int:
-        return 0
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> RowStack:
+        rotations = [
+            _solved(value, self.alpha, value.shape[0] * value.shape[1]) for _, value in self.tensors()
+        ]
+        return RowStack(tuple(_row_rotation(rotation, dtype) for rotation in rotations))
 
-    def _finish(self, device: torch.device, dtype: torch.dtype) -> SplitOFT:
-        def finish(value: Tensor | None) -> Tensor | None:
-            if value is None:
-                return None
-            moved = to_compute(value, device, dtype)
-            rows = value.shape[0] * value.shape[1]
-            return moved if self.finished else cayley_rotation(moved, self.alpha, rows)
-
-        first, second = finish(self.first), finish(self.second)
-        assert first is not None
-        assert second is not None
-        return SplitOFT(first, second, finish(self.third), finish(self.fourth), self.alpha, True)
-
-    def prepare(self, base_weight: Callable[[], Tensor]) -> SplitOFT:
-        # Solved in float64, kept in float32.
-        return self._finish(self.first.device, torch.float64)._finish(self.first.device, torch.float32)
-
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> SplitOFT:
-        return self._finish(device, dtype)
-
-    def _slices(self) -> list[tuple[int, int, BlockRotation]]:
-        """(first row, last row, rotation) of every slice of a finished form."""
-        found, row = [], 0
-        for _, value in self.tensors():
-            rows = value.shape[0] * value.shape[1]
-            found.append((row, row + rows, BlockRotation(value)))
-            row += rows
-        return found
-
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        assert weight is not None  # needs_weight
-        return torch.cat([part.ready_delta(weight[a:b]) for a, b, part in self._slices()])
-
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        for first, last, part in self._slices():
-            part.add_rows_(rows[first:last], 0, multiplier, base[first:last])
+    def as_trained(self, name: str, facts: TrainingFacts) -> Iterator[tuple[SplitOFT, str]]:
+        if _turns_nothing(self.alpha, facts):
+            yield replace(self, alpha=_NO_ROTATION), _KOHYA_NOTE
 
 
-def cayley_rotation(blocks: Tensor, alpha: float | None, outputs: int) -> Tensor:
-    """R of blocks (…, b, b) in their dtype, with the constraint ``alpha`` on ``outputs`` rows; 0 is none."""
-    return cayley(skew_from_blocks(blocks, alpha * outputs if alpha else None))
+_KOHYA_NOTE = "kohya's OFT with alpha 0: its constraint allows no rotation"
+
+
+def _turns_nothing(alpha: float | None, facts: TrainingFacts) -> bool:
+    """alpha 0 is no constraint to LyCORIS; kohya clamps to it, so nothing turns."""
+    return facts.module.startswith("networks.oft") and alpha == 0.0
+
+
+def _solved(blocks: Tensor, alpha: float | None, outputs: int) -> Tensor:
+    """R of blocks (…, b, b) in float64, with the constraint ``alpha`` on ``outputs`` rows; 0 is none."""
+    return cayley(skew_from_blocks(solving(blocks), alpha * outputs if alpha else None))
+
+
+def _row_rotation(rotation: Tensor, dtype: torch.dtype) -> RowRotation:
+    """R (n, b, b), which acts from its first axis to its second, as a change kept in ``dtype``."""
+    identity = torch.eye(rotation.shape[1], dtype=rotation.dtype, device=rotation.device)
+    return RowRotation((rotation - identity).mT.to(dtype).contiguous())
 
 
 def require_blocks(name: str, value: Tensor) -> None:
@@ -238,7 +189,3 @@ def require_rescale(rescale: Tensor | None, outputs: int | None) -> None:
         raise ShapeMismatchError(
             f"'rescale' has {rescale.numel()} numbers, but the layer has {outputs} outputs"
         )
-
-
-def _single(rotation: BlockRotation) -> BlockRotation:
-    return BlockRotation(rotation.rotation.float())

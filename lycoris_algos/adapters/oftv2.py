@@ -10,7 +10,7 @@ One block for all (``block_share``) is stored once. OneTrainer's scaled variant 
 ``oft_R.scaled_oft``, and then divides the triangles by 2·√(b−1). There is no alpha.
 
 PEFT turns the inputs of a convolution as it does those of a Linear, and has R = (I − Q)(I + Q)⁻¹ where its
-configuration says ``use_cayley_neumann: false``. A file's tensors tell neither: network/peft_config.py finds
+configuration says ``use_cayley_neumann: false``. A file's tensors tell neither: ``from_peft`` finds
 out, and ``oft_R.peft`` holds it in files that this library writes: 1 for the series, 2 for the exact
 transform, 3 for the series as it was before PEFT 0.18, with 2Q⁴ at its end.
 With a larger kernel PEFT turns patches of the image and adds up where they overlap: no change of the weight.
@@ -27,20 +27,24 @@ import torch
 from torch import Tensor
 
 from ..errors import BadValueError, ShapeMismatchError
-from ..ops.dtypes import to_compute
+from ..ops.dtypes import solving
 from ..ops.orthogonal import block_size, cayley, cayley_neumann, skew_from_triangle
-from ..ops.rows import block_rows, row_blocks
-from ..ops.scratch import scratch
-from ._base import Core
+from ..structures import ColumnRotation
+from ._base import FLOAT, Algorithm, Base, Shape
 from ._keys import KeySpec
 from ._stored import number, tensor
+from ._trained import PeftReading, PeftSettings
 
-#: Values of ``oft_R.peft``.
-PEFT_SERIES, PEFT_EXACT, PEFT_OLD_SERIES = 1.0, 2.0, 3.0
+# Values of ``oft_R.peft``.
+_PEFT_SERIES, _PEFT_EXACT, _PEFT_OLD_SERIES = 1.0, 2.0, 3.0
+_TERMS = 5  # of the series that OFT is trained with by default
+# PEFT 0.18 changed that series, and advises to train again; a file means the one it was trained with.
+_NEW_SERIES = (0, 18)
+_EPS = 6e-5  # PEFT's default of how far a constrained OFT may turn
 
 
 @dataclass(frozen=True, eq=False)
-class OFTv2(Core):
+class OFTv2(Algorithm):
     """One layer's input-side OFT. Formula and shapes: this module."""
 
     algo: ClassVar[str] = "oft_v2"
@@ -52,8 +56,6 @@ class OFTv2(Core):
     triangles: Tensor = tensor("oft_R.weight")
     scaled: float | None = number("oft_R.scaled_oft")
     peft: float | None = number("oft_R.peft")
-    #: R − I (n, b, b) as it multiplies rows from the right, once it is known; nothing that a file says.
-    change: Tensor | None = None
 
     @property
     def _size(self) -> int:
@@ -65,7 +67,7 @@ class OFTv2(Core):
                 f"'oft_R.weight' has the shape {tuple(self.triangles.shape)}, but must hold the upper "
                 "triangles of square blocks"
             )
-        if self.peft not in (None, PEFT_SERIES, PEFT_EXACT, PEFT_OLD_SERIES):
+        if self.peft not in (None, _PEFT_SERIES, _PEFT_EXACT, _PEFT_OLD_SERIES):
             raise BadValueError(f"'oft_R.peft' is {self.peft}, but must be 1, 2 or 3")
 
     @property
@@ -85,35 +87,42 @@ class OFTv2(Core):
                 f"the weight {'×'.join(map(str, shape))}; only that of a kernel of one position is"
             )
 
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> OFTv2:
-        triangles = to_compute(self.triangles, device, dtype)
-        if self.change is not None:
-            return replace(self, triangles=triangles, change=to_compute(self.change, device, dtype))
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> ColumnRotation:
+        triangles = solving(self.triangles)
         scaled = triangles / (2 * math.sqrt(self._size - 1)) if self.scaled else triangles
         skew = skew_from_triangle(scaled)
-        if self.peft == PEFT_EXACT:
+        if self.peft == _PEFT_EXACT:
             rotation = cayley(-skew)
         else:
-            rotation = cayley_neumann(skew, last=2.0 if self.peft == PEFT_OLD_SERIES else 1.0)
-        change = rotation - torch.eye(self._size, dtype=dtype, device=device)
+            rotation = cayley_neumann(skew, last=2.0 if self.peft == _PEFT_OLD_SERIES else 1.0)
+        change = rotation - torch.eye(self._size, dtype=rotation.dtype, device=rotation.device)
         change = change.mT if len(shape) == 2 or self.peft is not None else change
-        blocks = math.prod(shape[1:]) // self._size
-        return replace(self, triangles=triangles, change=change.expand(blocks, -1, -1))
+        return ColumnRotation(change.to(dtype).contiguous(), math.prod(shape[1:]) // self._size)
 
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        assert weight is not None  # needs_weight
-        assert self.change is not None
-        blocks = weight.reshape(weight.shape[0], self.change.shape[0], -1)
-        return torch.einsum("onk,nkc->onc", blocks, self.change).reshape(weight.shape)
+    def from_peft(self, settings: PeftSettings) -> PeftReading:
+        if self.peft is not None or not settings.is_of("OFT"):
+            return PeftReading(self)
+        exact, terms = settings["use_cayley_neumann"] is False, settings.number("num_cayley_neumann_terms")
+        if not exact and terms not in (None, _TERMS):
+            raise BadValueError(
+                f"PEFT trained its OFT with {terms:g} terms of the Cayley transform's series; only {_TERMS}, "
+                "which is the default, and the exact transform are known"
+            )
+        triangles, eps = self.triangles, settings.number("eps")
+        if settings["coft"] is True:
+            triangles = _constrained(triangles, _EPS if eps is None else eps)
+        if exact:
+            peft, how = _PEFT_EXACT, ", by the exact transform"
+        elif settings.is_older_than(*_NEW_SERIES):
+            peft, how = _PEFT_OLD_SERIES, ", by the series of its versions before 0.18"
+        else:
+            peft, how = _PEFT_SERIES, ""
+        return PeftReading(replace(self, triangles=triangles, peft=peft), f"OFT as PEFT turns it{how}")
 
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        assert self.change is not None
-        blocks, size = self.change.shape[:2]
-        count, columns = rows.shape
-        step = block_rows(count, columns, rows.dtype, rows.device)
-        with scratch((blocks * step * size,), rows.dtype, rows.device) as buffer:
-            for first, last in row_blocks(count, step):
-                own = base[first:last].view(last - first, blocks, size).transpose(0, 1)
-                into = buffer[: own.numel()].view(own.shape)
-                turned = torch.bmm(own, self.change, out=into).transpose(0, 1)
-                rows[first:last].view(turned.shape).add_(turned, alpha=multiplier)
+
+def _constrained(triangles: Tensor, eps: float) -> Tensor:
+    """``triangles`` as training's forward shrinks them: no skew matrix has a norm above eps/√n."""
+    values = triangles.to(torch.float32)
+    norms = math.sqrt(2.0) * torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    limit = eps / math.sqrt(len(values))
+    return (values * torch.clamp(limit / norms, max=1.0)).to(triangles.dtype)

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import ShapeMismatchError
+from ..structures import require_enlargement
 from ._keys import KeySpec
-from ._modifiers import Modifier
-from ._stored import whole_numbers
+from ._registry import register
+from ._stored import Stored, whole_numbers
 
 
 @dataclass(frozen=True, eq=False)
-class Reshape(Modifier):
+class Reshape(Stored):
     """The shape that the weight must have."""
 
+    role: ClassVar[str] = "reshape"
     algo: ClassVar[str] = "reshape"
     title: ClassVar[str] = "reshaped"
     reference: ClassVar[str] = "https://huggingface.co/black-forest-labs/FLUX.1-Depth-dev-lora"
@@ -32,10 +34,8 @@ class Reshape(Modifier):
 
     def new_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that a weight of ``shape`` gets. Raises ShapeMismatchError if that is no enlargement."""
-        smaller = len(shape) != len(self.shape) or any(a > b for a, b in zip(shape, self.shape, strict=True))
-        if smaller:
-            raise ShapeMismatchError(
-                f"it asks for the shape {'×'.join(map(str, self.shape))}, "
-                f"into which the weight {'×'.join(map(str, shape))} does not fit"
-            )
+        require_enlargement(shape, self.shape)
         return self.shape
+
+
+register(Reshape)

@@ -4,8 +4,8 @@
 
 P₀, λ₀, Q₀ are the values before training, and LyCORIS does not save them. With its default initialisation
 ("principal") they are the r largest singular values and vectors of the weight that was trained on, so the
-term is the best rank-r approximation of that weight and can be computed again; ``prepare`` does so once and
-leaves an ordinary LoRA of rank 2r. The other initialisations (smallest, middle, random) cannot be recovered,
+term is the best rank-r approximation of that weight and can be computed again; the change is then low-rank,
+of rank 2r. The other initialisations (smallest, middle, random) cannot be recovered,
 and P·diag(λ)·Q alone is not the change. Which one a file has shows in P: trained vectors stay close to the
 space they started in. A file whose P has little in common with the principal space is refused.
 
@@ -14,19 +14,18 @@ All ranks are active, as in LyCORIS' merge: the schedule that switches ranks off
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import BadValueError, ShapeMismatchError
-from ..ops.dtypes import compute_dtype, to_compute
-from ._base import Core
+from ..errors import BadValueError, NeedsBaseError, ShapeMismatchError
+from ..ops.dtypes import compute_dtype
+from ..structures import LowRank
+from ._base import FLOAT, Algorithm, Base, Shape, scale
 from ._keys import KeySpec
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
-from .lora import LoRA
 
 # Share of P's space that must lie in the base's principal space. A random space of r in o dimensions shares
 # r/o of it, the smallest or middle singular vectors share nothing; training moves far less than half of it.
@@ -34,7 +33,7 @@ _SAME_SPACE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class TLoRA(Core):
+class TLoRA(Algorithm):
     """One layer's T-LoRA. Formula and shapes: this module."""
 
     algo: ClassVar[str] = "tlora"
@@ -68,18 +67,15 @@ class TLoRA(Core):
     def exact_rank(self) -> int:
         return 2 * self.rank
 
-    @property
-    def row_unit(self) -> int:
-        return 0
-
-    def prepare(self, base_weight: Callable[[], Tensor]) -> LoRA:
-        """The LoRA of rank 2r. Raises BadValueError if the file was not initialised as principal."""
-        base = base_weight()
-        if base.numel() != self.p.shape[0] * row_numel(self.q):
-            raise ShapeMismatchError(f"T-LoRA was given a base weight of {tuple(base.shape)}")
-        dtype = compute_dtype(base.dtype)
-        matrix = base.reshape(base.shape[0], -1).to(dtype)
-        p, q = (t.to(base.device, dtype).flatten(1) for t in (self.p, self.q))
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> LowRank:
+        """Raises NeedsBaseError without the base weight, BadValueError if it did not start as principal."""
+        if base is None:
+            raise NeedsBaseError("T-LoRA starts from the weight of the whole layer")
+        weight = base()
+        if weight.numel() != self.p.shape[0] * row_numel(self.q):
+            raise ShapeMismatchError(f"T-LoRA was given a base weight of {tuple(weight.shape)}")
+        matrix = weight.reshape(weight.shape[0], -1).to(compute_dtype(weight.dtype))
+        p, q = (factor.to(matrix).flatten(1) for factor in (self.p, self.q))
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         rank = min(self.rank, s.numel())
         u, s, vh = u[:, :rank], s[:rank], vh[:rank]
@@ -91,24 +87,7 @@ class TLoRA(Core):
                 "it cannot be applied. Use the model that it was trained on, or retrain with "
                 "sig_type=principal"
             )
-        up = torch.cat((p * self.values.to(base.device, dtype).reshape(1, -1), -u * s), dim=1)
+        up = torch.cat((p * self.values.to(matrix).reshape(1, -1), -u * s), dim=1)
         down = torch.cat((q, vh))
-        alpha = None if self.alpha is None else self.alpha * (self.rank + rank) / self.rank
-        return LoRA(up.to(self.p.device), down.to(self.p.device), None, alpha)
-
-    def ready(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> TLoRA:
-        q, p, values = (to_compute(t, device, dtype) for t in (self.q, self.p, self.values))
-        return TLoRA(q, p, values, self.alpha)
-
-    def ready_delta(self, weight: Tensor | None) -> Tensor:
-        assert weight is not None  # needs_weight
-        prepared = self.prepare(lambda: weight)
-        return prepared.ready(weight.shape, weight.device, weight.dtype).ready_delta(None)
-
-    def ready_low_rank(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert weight is not None  # needs_weight
-        prepared = self.prepare(lambda: weight)
-        return prepared.ready(weight.shape, weight.device, weight.dtype).ready_low_rank(None)
-
-    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
-        rows.add_(self.ready_delta(base), alpha=multiplier)
+        home = self.p.device
+        return LowRank(up.to(home, dtype), down.to(home, dtype), scale(self.alpha, self.rank))

@@ -10,11 +10,12 @@ from typing import Any
 from ..merge.combine import (
     METHODS,
     PARAMETERS,
+    SAME,
     CombineOptions,
-    Output,
     RankKind,
     RankRule,
     explained,
+    outputs,
     plan_combine,
     run_combine,
 )
@@ -60,8 +61,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--as",
         dest="form",
-        choices=[form.value for form in Output],
-        default="same",
+        choices=outputs(),
+        default=SAME,
         help="algorithm of the result (default: same)",
     )
     rules = parser.add_mutually_exclusive_group()
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     options = CombineOptions(
         method=args.method,
         scaling=args.scaling,
-        output=Output(args.form),
+        output=args.form,
         rank=_rule(args),
         dtype=DTYPES.get(args.dtype),
         factor=args.factor,

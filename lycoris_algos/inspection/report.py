@@ -57,7 +57,7 @@ def algorithm_lines(layers: Iterable[LayerAdapter]) -> list[str]:
     for layer in layers:
         title = " + ".join(_titles(layer))
         totals[title] += 1
-        for name, value in ({} if layer.core is None else layer.core.facts()).items():
+        for name, value in ({} if layer.algorithm is None else layer.algorithm.facts()).items():
             facts_of[title][name][value] += 1
     return [
         ", ".join([f"{title}: {_plural(total, 'layer')}", *starmap(_values, facts_of[title].items())])

@@ -16,7 +16,7 @@ from ..errors import LycorisError
 from ..formats import encoder_number, model_paths, text_paths
 from ..models import split_names
 from .names import NameIndex, flattened
-from .places import Shape, Spot, Spots, rows_of
+from .places import AdapterRows, Shape, Spot, Spots, pieces_of
 from .spelling import model_name, text_name
 
 
@@ -138,15 +138,15 @@ class LayerIndex:
                 f"{titles} depends on the weight, which {self.what} stores in another order"
             )
 
-    def bias_places(self, adapter: LayerAdapter, spots: Spots) -> list[tuple[LayerAdapter, Spot] | None]:
+    def bias_places(self, adapter: LayerAdapter, spots: Spots) -> list[tuple[AdapterRows, Spot] | None]:
         """For each of ``spots``: what ``adapter`` adds to its bias and where that is, None if nothing.
 
-        Raises UnsuitableError where it changes a bias that is not there, and as ``LayerAdapter.rows`` does.
+        Raises UnsuitableError where it changes a bias that is not there, ShapeMismatchError for another size.
         """
         if adapter.bias is None:
             return [None] * len(spots)
-        found: list[tuple[LayerAdapter, Spot] | None] = []
-        for spot, own in zip(spots, rows_of(adapter.bias, self.counts(spots)), strict=True):
+        found: list[tuple[AdapterRows, Spot] | None] = []
+        for spot, own in zip(spots, pieces_of(adapter.bias, self.counts(spots)), strict=True):
             bias = self.bias_of(spot)
             if bias is not None:
                 own.fits(self.shape((bias,)) or ())

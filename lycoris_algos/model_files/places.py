@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import LayerAdapter
+from ..adapters import Base, LayerAdapter
 from ..models import Located
+from ..structures import Structure
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -79,9 +80,32 @@ def swap_halves(weight: Tensor) -> Tensor:
     return torch.cat((second, first))
 
 
-def rows_of(adapter: LayerAdapter, counts: Sequence[int]) -> list[LayerAdapter]:
-    """``adapter`` cut into pieces of so many rows. Raises SiblingRowsError where it cannot be."""
+@dataclass(frozen=True, eq=False)
+class AdapterRows:
+    """An adapter, or its rows (start, count, of how many) where a model stores its layer in pieces."""
+
+    adapter: LayerAdapter
+    rows: tuple[int, int, int] | None = None
+
+    def fits(self, shape: Shape) -> None:
+        """Raises ShapeMismatchError unless a (piece of a) weight of ``shape`` can take it."""
+        self.adapter.fits(shape if self.rows is None else (self.rows[2], *shape[1:]))
+
+    def structure(self, shape: Shape, dtype: torch.dtype = torch.float32, base: Base = None) -> Structure:
+        """What it does to a (piece of a) weight of ``shape``; see ``LayerAdapter.structure`` and ``rows``."""
+        if self.rows is None:
+            return self.adapter.structure(shape, dtype, base)
+        whole = self.adapter.structure((self.rows[2], *shape[1:]), dtype, base)
+        return self.adapter.rows(whole, *self.rows)
+
+
+def row_ranges(counts: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(start, count, of how many) of pieces of so many rows, one below the other."""
+    return [(sum(counts[:number]), count, sum(counts)) for number, count in enumerate(counts)]
+
+
+def pieces_of(adapter: LayerAdapter, counts: Sequence[int]) -> list[AdapterRows]:
+    """``adapter`` cut into pieces of so many rows, or itself where there is one."""
     if len(counts) == 1:
-        return [adapter]
-    total = sum(counts)
-    return [adapter.rows(sum(counts[:number]), count, total) for number, count in enumerate(counts)]
+        return [AdapterRows(adapter)]
+    return [AdapterRows(adapter, rows) for rows in row_ranges(counts)]

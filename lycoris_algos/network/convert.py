@@ -18,12 +18,7 @@ from dataclasses import replace
 
 import torch
 
-from ..adapters import Core, LayerAdapter
-from ..adapters._base import scale
-from ..adapters.dora import MagnitudeVector
-from ..adapters.loha import LoHa
-from ..adapters.lokr import LoKr
-from ..adapters.lora import LoRA
+from ..adapters import LayerAdapter
 from ..errors import BadValueError, NoSpellingError
 from ..formats import DIALECTS, Dialect, dialect_of, encoder_number, is_text_layer, model_paths, text_paths
 from .adapter_set import AdapterSet
@@ -175,30 +170,21 @@ def _shortest(paths: Iterable[str]) -> str:
 
 def _without_alpha(name: str, layer: LayerAdapter, dialect: Dialect) -> LayerAdapter:
     """``layer`` as PEFT knows it: alpha in the factors, magnitudes of outputs as a vector, nothing else."""
-    core, magnitude = layer.core, layer.magnitude
-    plain = isinstance(core, LoRA | LoHa | LoKr) and not (isinstance(core, LoRA) and core.mid is not None)
-    if not plain or layer.parts or layer.bias_parts or layer.reshape is not None:
+    magnitude = layer.magnitude
+    alone = not layer.extras and not layer.bias_extras and layer.reshape is None
+    algorithm = layer.algorithm.to_peft() if layer.algorithm is not None and alone else None
+    if algorithm is None:
         raise NoSpellingError(
             f"layer '{name}': {dialect.title} has no form for {' + '.join(layer.titles)} as it is stored "
             "here: choose kohya or ComfyUI, or let CombineLyCORIS make a LoRA of it"
         )
     if magnitude is not None:
-        if magnitude.over_rows:
+        magnitude = magnitude.to_peft()
+        if magnitude is None:
             raise NoSpellingError(
                 f"layer '{name}': {dialect.title} knows DoRA on outputs only, and this is on inputs"
             )
-        magnitude = MagnitudeVector(magnitude.vector.reshape(-1))
-    return replace(layer, core=_folded(core), magnitude=magnitude)
-
-
-def _folded(core: Core | None) -> Core:
-    assert isinstance(core, LoRA | LoHa | LoKr)
-    own = scale(core.alpha, core.rank, core.fixed_scale)
-    if own != 1.0:
-        folded = core.cast(torch.float32).multiplied(own)
-        assert isinstance(folded, LoRA | LoHa | LoKr)
-        core = folded
-    return replace(core, alpha=None, fixed_scale=None)
+    return replace(layer, algorithm=algorithm, magnitude=magnitude)
 
 
 # ---- metadata -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters import LayerAdapter, known_suffixes, modifiers, parts
+from ..adapters import LayerAdapter, known_suffixes, suffixes_beside
 from ..errors import LycorisError, NotAnAdapterError
 from ..formats import canonical_suffix, common_dialect, split_key
 from ..io import read_tensors
@@ -164,8 +164,7 @@ def _usable(stored: list[_Stored], unmatched: list[Unmatched]) -> dict[str, Tens
     if reason:
         unmatched += [Unmatched(item.key, reason) for item in stored]
         return {}
-    parts_only = frozenset().union(*(kind.keys.names for kind in (*parts(), *modifiers())))
-    if own.keys() - parts_only == {"alpha"}:
+    if own.keys() - suffixes_beside() == {"alpha"}:
         key = next(item.key for item in stored if item.suffix == "alpha")
         unmatched.append(Unmatched(key, "nothing in this layer is scaled by an alpha"))
         del own["alpha"]

@@ -7,21 +7,18 @@ deltas to be formed and factorised again, which is CombineLyCORIS' work.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-from ..adapters import Core
-from ..adapters.lokr import LoKr
-from ..adapters.lora import LoRA
+from ..adapters import Algorithm
 from ..errors import LycorisError, NoRankError
 from ..io import network_args
 from .adapter_set import AdapterSet
 
 
 def with_rank(adapter_set: AdapterSet, rank: int) -> AdapterSet:
-    """``adapter_set`` with at most ``rank`` ranks in every core; 0 means all of them.
+    """``adapter_set`` with at most ``rank`` ranks in every layer; 0 means all of them.
 
-    Raises NoRankError, naming the layer and CombineLyCORIS, for a core that cannot be cut.
+    Raises NoRankError, naming the layer and CombineLyCORIS, for an algorithm that cannot be cut.
     """
     if rank <= 0:
         return adapter_set
@@ -29,11 +26,11 @@ def with_rank(adapter_set: AdapterSet, rank: int) -> AdapterSet:
     layers = {}
     for name, layer in adapter_set.items():
         try:
-            core = None if layer.core is None else _cut(layer.core, rank, nested)
+            algorithm = None if layer.algorithm is None else _cut(layer.algorithm, rank, nested)
         except LycorisError as error:
             raise error.with_context(f"file '{adapter_set.name}', layer '{name}'") from error
-        layers[name] = replace(layer, core=core)
-    cut = sum(layers[name].core is not layer.core for name, layer in adapter_set.items())
+        layers[name] = replace(layer, algorithm=algorithm)
+    cut = sum(layers[name].algorithm is not layer.algorithm for name, layer in adapter_set.items())
     if not cut:
         return adapter_set
     which = "the first ranks of a DyLoRA" if nested else "the best ones by singular value"
@@ -51,21 +48,13 @@ def _nested_scaling(adapter_set: AdapterSet) -> str | None:
     return "lycoris" if dylora else None
 
 
-def _cut(core: Core, rank: int, nested: str | None) -> Core:
-    if core.rank is not None and core.rank <= rank:
-        return core
-    if isinstance(core, LoRA) and nested is not None and core.mid is None:
-        return _first(core, rank, nested)
-    if isinstance(core, LoRA | LoKr) and core.rank is not None:
-        return core.best(rank)
-    raise NoRankError(
-        f"{core.title} has no ranks to choose from when it is loaded: use CombineLyCORIS to resize it"
-    )
-
-
-def _first(core: LoRA, rank: int, nested: str) -> LoRA:
-    """The first ranks, scaled as training scaled them: α/n of LyCORIS, α/r·√(r/n) of kohya."""
-    alpha = core.alpha
-    if alpha is not None and nested == "kohya":
-        alpha *= math.sqrt(rank / core.rank)
-    return replace(core, up=core.up[:, :rank], down=core.down[:rank], alpha=alpha)
+def _cut(algorithm: Algorithm, rank: int, nested: str | None) -> Algorithm:
+    if algorithm.rank is not None and algorithm.rank <= rank:
+        return algorithm
+    cut = algorithm.cut(rank, nested)
+    if cut is None:
+        raise NoRankError(
+            f"{algorithm.title} has no ranks to choose from when it is loaded: "
+            "use CombineLyCORIS to resize it"
+        )
+    return cut

@@ -37,10 +37,14 @@ def merge_stages(rotations: Tensor) -> tuple[Tensor, int]:
     return torch.stack(merged), span
 
 
-def turn(rows: Tensor, rotations: Tensor, stages: int, span: int) -> Tensor:
-    """``rows`` (o, c) turned by ``stages`` stages, given as rotations that span ``span`` of them each."""
-    for rotation, first in zip(rotations, _firsts(stages, span), strict=True):
-        rows = _stage(rows, rotation, first, span)
+def turn(rows: Tensor, rotations: Tensor, stages: int, span: int, transposed: bool = False) -> Tensor:
+    """``rows`` (o, c) turned by ``stages`` stages, given as rotations that span ``span`` of them each.
+
+    ``transposed``: by the transpose of all of it, which goes through the stages in reverse.
+    """
+    steps = list(zip(rotations, _firsts(stages, span), strict=True))
+    for rotation, first in reversed(steps) if transposed else steps:
+        rows = _stage(rows, rotation.mT if transposed else rotation, first, span)
     return rows
 
 

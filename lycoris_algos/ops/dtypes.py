@@ -40,3 +40,8 @@ def to_compute(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tens
 def times(tensor: Tensor, factor: float) -> Tensor:
     """``tensor``·``factor`` in its own dtype, computed in float32 (or float64) and rounded once."""
     return (tensor.to(compute_dtype(tensor.dtype)) * factor).to(tensor.dtype)
+
+
+def solving(tensor: Tensor) -> Tensor:
+    """``tensor`` in the dtype that equations are solved in: float64, where its device has that."""
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)

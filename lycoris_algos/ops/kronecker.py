@@ -35,12 +35,14 @@ def add_kron_rows_(rows: Tensor, start: int, a: Tensor, b: Tensor, multiplier: f
             done += count
 
 
-def kron_factors(a: Tensor, b: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def kron_factors(
+    a: Tensor | tuple[Tensor, Tensor], b: Tensor | tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     """(up, down) with up·down = a ⊗ b and as many ranks as a and b have, multiplied.
 
-    ``b`` may be given as two low-rank factors. (Ua·Da) ⊗ (Ub·Db) = (Ua ⊗ Ub)·(Da ⊗ Db).
+    Each may be given as two low-rank factors. (Ua·Da) ⊗ (Ub·Db) = (Ua ⊗ Ub)·(Da ⊗ Db).
     """
-    ua, da = _thin(a)
+    ua, da = _thin(a) if isinstance(a, Tensor) else a
     ub, db = _thin(b) if isinstance(b, Tensor) else b
     return _kron(ua, ub), _kron(da, db)
 

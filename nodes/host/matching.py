@@ -15,20 +15,21 @@ from weakref import WeakKeyDictionary, ref
 
 from ...lycoris_algos import AdapterSet, LayerAdapter
 from ...lycoris_algos.model_files import ModelIndex, Placement, Spots
-from ...lycoris_algos.model_files.places import rows_of
+from ...lycoris_algos.model_files.places import row_ranges
 from ...lycoris_algos.ops.rows import stacked
+from ...lycoris_algos.structures import Structure
 from .keymap import Target, Targets, mapping, target_of
 from .patch import LycorisPatch
 
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A layer of a file, or a piece of it, and the parameters of the model that it changes."""
+    """A layer of a file, or a piece of it, the weight that it changes if it does, and all of its changes."""
 
     layer: str
     adapter: LayerAdapter
     weight: Target | None
-    bias: Target | None
+    changes: tuple[tuple[Target, Structure], ...]
 
 
 Match = Placement[Targets, list[Placed]]
@@ -52,31 +53,39 @@ def _placed(layer: str, adapter: LayerAdapter, targets: Targets, spots: Spots) -
     """``adapter`` at all of ``spots``. Raises LycorisError if one cannot take it."""
     targets.check(adapter, spots)
     biases = targets.bias_places(adapter, spots)
-    pieces = rows_of(_prepared(adapter, spots, targets), targets.counts(spots))
-    return [
-        Placed(
-            layer,
-            piece,
-            target_of(spot) if adapter.weight_components else None,
-            None if bias is None else target_of(bias[1]),
-        )
-        for spot, piece, bias in zip(spots, pieces, biases, strict=True)
-    ]
+    weights = _weight_changes(adapter, spots, targets) if adapter.weight_components else [None] * len(spots)
+    placed = []
+    for spot, weight, bias in zip(spots, weights, biases, strict=True):
+        changes = [] if weight is None else [(target_of(spot), weight)]
+        if bias is not None:
+            added, where = bias
+            changes.append((target_of(where), added.structure(targets.shape((where,)) or ())))
+        placed.append(Placed(layer, adapter, None if weight is None else target_of(spot), tuple(changes)))
+    return placed
 
 
-# What `prepare` worked out last, for as long as the file is loaded: a changed strength runs the node again,
-# but an inverse or a singular value decomposition of every layer need not be done again.
-_PREPARED: WeakKeyDictionary[LayerAdapter, tuple[ref[Any], Spots, LayerAdapter]] = WeakKeyDictionary()
+def _weight_changes(adapter: LayerAdapter, spots: Spots, targets: Targets) -> list[Structure]:
+    """What ``adapter`` does at each of ``spots``."""
+    whole = _made(adapter, spots, targets)
+    if len(spots) == 1:
+        return [whole]
+    return [adapter.rows(whole, *rows) for rows in row_ranges(targets.counts(spots))]
 
 
-def _prepared(adapter: LayerAdapter, spots: Spots, targets: Targets) -> LayerAdapter:
+# The structures that were made last, for as long as the file is loaded: a changed strength runs the node
+# again, but an inverse or a singular value decomposition of every layer need not be done again.
+_MADE: WeakKeyDictionary[LayerAdapter, tuple[ref[Any], Spots, Structure]] = WeakKeyDictionary()
+
+
+def _made(adapter: LayerAdapter, spots: Spots, targets: Targets) -> Structure:
     model = targets.patcher.model
-    known = _PREPARED.get(adapter)
+    known = _MADE.get(adapter)
     if known is not None and known[0]() is model and known[1] == spots:
         return known[2]
-    prepared = adapter.prepare(lambda: stacked([targets.base_weight(spot) for spot in spots]))
-    _PREPARED[adapter] = (ref(model), spots, prepared)
-    return prepared
+    shape = targets.shape(spots) or ()
+    made = adapter.structure(shape, base=lambda: stacked([targets.base_weight(spot) for spot in spots]))
+    _MADE[adapter] = (ref(model), spots, made)
+    return made
 
 
 def patches(files: Iterable[tuple[Sequence[Placed], float]]) -> dict[Target, LycorisPatch]:
@@ -84,14 +93,13 @@ def patches(files: Iterable[tuple[Sequence[Placed], float]]) -> dict[Target, Lyc
 
     Files with multiplier 0 add nothing, so that their weights stay bit-identical.
     """
-    entries: dict[Target, list[tuple[LayerAdapter, float]]] = defaultdict(list)
+    entries: dict[Target, list[tuple[Structure, float]]] = defaultdict(list)
     names: dict[Target, set[str]] = defaultdict(set)
     for placed, multiplier in files:
         if multiplier == 0.0:
             continue
         for item in placed:
-            for target, adapter in ((item.weight, item.adapter), (item.bias, item.adapter.bias)):
-                if target is not None and adapter is not None:
-                    entries[target].append((adapter, multiplier))
-                    names[target].add(item.layer)
+            for target, change in item.changes:
+                entries[target].append((change, multiplier))
+                names[target].add(item.layer)
     return {target: LycorisPatch.of(own, names[target], mapping(target)) for target, own in entries.items()}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from comfy.weight_adapter import WeightAdapterBase
 
-from ...lycoris_algos import LayerAdapter, apply_
+from ...lycoris_algos.structures import Enlarged, Structure, apply_
 
 # How ComfyUI's weight follows from the one that a file means: as it is; through a function, so that a change
 # is formed first and mapped then; through a function that undoes itself, so that the weight can be mapped
@@ -28,10 +28,10 @@ PLAIN, FUNCTION, INVOLUTION = "plain", "function", "involution"
 
 
 class LycorisPatch(WeightAdapterBase):  # type: ignore[misc]
-    """A stack of adapters for one weight, as ComfyUI's ``add_patches`` takes it.
+    """The changes of a stack for one weight, as ComfyUI's ``add_patches`` takes it.
 
-    ``weights`` is (mapping, multiplier, layer…, multiplier, layer…, …), each layer as
-    ``LayerAdapter.to_values`` writes it. ``mapping`` is one of the words below.
+    ``weights`` is (mapping, multiplier, change…, multiplier, change…, …), each change as
+    ``Structure.to_values`` writes it. ``mapping`` is one of the words above.
     """
 
     name = "lycoris"
@@ -43,21 +43,21 @@ class LycorisPatch(WeightAdapterBase):  # type: ignore[misc]
     @classmethod
     def of(
         cls,
-        entries: Sequence[tuple[LayerAdapter, float]],
+        entries: Sequence[tuple[Structure, float]],
         keys: set[str],
         mapping: str = PLAIN,
     ) -> LycorisPatch:
-        """A patch of (adapter, multiplier) in order of application; ``keys`` are the file's layer names."""
+        """A patch of (change, multiplier) in order of application; ``keys`` are the file's layer names."""
         flat: list[Any] = [mapping]
-        for layer, multiplier in entries:
-            flat += (multiplier, *layer.to_values())
+        for change, multiplier in entries:
+            flat += (multiplier, *change.to_values())
         return cls(keys, tuple(flat))
 
     @cached_property
-    def entries(self) -> tuple[tuple[LayerAdapter, float], ...]:
-        """(adapter, multiplier) in order of application; views of ``weights``, which never change."""
+    def entries(self) -> tuple[tuple[Structure, float], ...]:
+        """(change, multiplier) in order of application; views of ``weights``, which never change."""
         values = iter(self.weights[1:])
-        return tuple((LayerAdapter.from_values(values), multiplier) for multiplier in values)
+        return tuple((Structure.from_values(values), multiplier) for multiplier in values)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def calculate_weight(
@@ -77,7 +77,7 @@ class LycorisPatch(WeightAdapterBase):  # type: ignore[misc]
         in float32 whatever ``intermediate_dtype`` says. Only an adapter that enlarges its weight makes a
         new one.
         """
-        scaled = [(layer, multiplier * strength) for layer, multiplier in self.entries]
+        scaled = [(change, multiplier * strength) for change, multiplier in self.entries]
         mapping = self.weights[0]
         return apply_(
             weight,
@@ -88,5 +88,5 @@ class LycorisPatch(WeightAdapterBase):  # type: ignore[misc]
 
     def calculate_shape(self, key: str) -> tuple[int, ...] | None:
         """The shape that the weight gets, where an adapter enlarges it; newer hosts ask."""
-        shapes = (layer.reshape.shape for layer, _ in self.entries if layer.reshape is not None)
+        shapes = (change.shape for change, _ in self.entries if isinstance(change, Enlarged))
         return max(shapes, default=None)

@@ -188,7 +188,7 @@ def test_a_base_file_is_as_good_as_the_model(
     monkeypatch.setitem(known, "checkpoints", ([str(file.parent)], {".safetensors"}))
     read, _ = combine(stack, base=f"checkpoints/{file.name}")
     for name, layer in loaded[0].adapters.items():
-        shape = layer.parts[0].change.shape
+        shape = layer.extras[0].change.shape
         assert torch.allclose(read[0].adapters[name].delta(shape), layer.delta(shape), atol=1e-6), name
 
 

@@ -219,7 +219,7 @@ def place(
         found = host("matching").match(adapters, targets(title))
         placed: dict[str, list[Any]] = {item.key: [item.reason] for item in found.unmatched}
         for layer, made in found.placed.items():
-            placed[layer] = [target for item in made.made for target in (item.weight, item.bias) if target]
+            placed[layer] = [target for item in made.made for target, _ in item.changes]
         return placed
 
     return find

@@ -73,14 +73,19 @@ def _both(case: Case, pack: ModuleType) -> tuple[dict[str, Any], dict[str, Any],
     algos = sys.modules[f"{pack.__name__}.lycoris_algos"]
     patch_class = sys.modules[f"{pack.__name__}.nodes.host.patch"].LycorisPatch
     (layer,) = algos.from_tensors(reference.state_dict, dict(reference.metadata)).values()
-    adapters = {WEIGHT: layer.prepare(lambda: reference.weight), BIAS: layer.bias}
+    adapters = {WEIGHT: layer, BIAS: layer.bias}
+    bases = {WEIGHT: reference.weight, BIAS: reference.bias}
+
+    def made(adapter: Any, base: Tensor) -> Any:
+        return adapter.structure(base.shape, base=lambda: base)
+
     ours = {
-        key: patch_class.of([(adapter, 1.0)], {reference.layer})
+        key: patch_class.of([(made(adapter, bases[key]), 1.0)], {reference.layer})
         for key, adapter in adapters.items()
         if adapter is not None and adapter.weight_components
     }
     assert reference.bias is not None
-    return core, ours, {WEIGHT: reference.weight, BIAS: reference.bias}
+    return core, ours, bases
 
 
 def _calculate(patch: Any, base: Tensor, key: str, multiplier: float) -> Tensor:
@@ -135,7 +140,7 @@ def test_core_agrees_on_a_weight_that_is_enlarged(multiplier: float, pack: Modul
     algos = sys.modules[f"{pack.__name__}.lycoris_algos"]
     patch_class = sys.modules[f"{pack.__name__}.nodes.host.patch"].LycorisPatch
     (layer,) = algos.from_tensors(stored).values()
-    ours = patch_class.of([(layer, 1.0)], {"lora_unet_x"})
+    ours = patch_class.of([(layer.structure(base.shape), 1.0)], {"lora_unet_x"})
 
     theirs = _calculate(core[WEIGHT], base, WEIGHT, multiplier)
     mine = _calculate(ours, base, WEIGHT, multiplier)

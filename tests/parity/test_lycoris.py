@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from prepared import Prepared
 from reference import (
     CASES,
     FOREIGN,
@@ -91,7 +92,7 @@ def _heeds_metadata(reference: Reference) -> bool:
     for metadata in (True, False):
         try:
             layer = _load(reference, metadata=metadata)
-            found.append(layer.prepare(lambda: reference.weight).delta(reference.weight))
+            found.append(layer.delta(reference.weight))
         except lycoris_algos.LycorisError:
             found.append(None)
     with_metadata, without = found
@@ -136,7 +137,7 @@ def _assert_refused(case: Case) -> None:
             reference.state_dict, dict(reference.metadata), name="x.safetensors"
         )
         for layer in loaded.values():
-            layer.prepare(lambda: reference.weight).add_to_(reference.weight.clone(), 1.0)
+            layer.add_to_(reference.weight.clone(), 1.0)
     except lycoris_algos.LycorisError as error:
         message = str(error)
     assert len(message) > 20, "it is applied, but not as it was trained, and nothing says so"
@@ -150,7 +151,7 @@ def test_library_changes_a_weight_as_training_did(case: Case) -> None:
     reference = case.build()
     assert isinstance(reference, Reference)
     layer = _load(reference)
-    prepared = layer.prepare(lambda: reference.weight)
+    prepared = Prepared(layer, reference.weight)
     for multiplier in MULTIPLIERS:
         for how, adapter in (("weight", layer), ("weight (prepared)", prepared)):
             result = adapter.add_to_(reference.weight.clone(), multiplier)
@@ -196,7 +197,7 @@ def test_the_bridge_changes_a_weight_as_training_did(case: Case, pack: ModuleTyp
     reference = case.build()
     assert isinstance(reference, Reference)
     layer = _load(reference, sys.modules[f"{pack.__name__}.lycoris_algos"])
-    parameters = [("weight", layer.prepare(lambda: reference.weight), reference.weight, reference.delta)]
+    parameters = [("weight", layer, reference.weight, reference.delta)]
     if layer.bias is not None:
         assert reference.bias is not None
         parameters.append(("bias", layer.bias, reference.bias, reference.bias_delta))
@@ -214,7 +215,8 @@ def calculate_weight(pack: ModuleType, adapter: Any, base: Tensor, strength: flo
         import comfy.lora
 
     patch_class = sys.modules[f"{pack.__name__}.nodes.host.patch"].LycorisPatch
-    patch = patch_class.of([(adapter, 1.0)], {"x"})
+    change = adapter.structure(base.shape, base=lambda: base)
+    patch = patch_class.of([(change, 1.0)], {"x"})
     entry = (strength, patch, 1.0, None, None)
     return comfy.lora.calculate_weight([entry], base.clone(), "diffusion_model.x.weight")
 
@@ -232,7 +234,7 @@ def test_files_in_half_precision_mean_the_same(case: Case) -> None:
         deltas = []
         for tensors in (halves, floats):
             loaded = lycoris_algos.from_tensors(tensors, dict(reference.metadata))
-            layer = loaded[_layer_name(loaded, reference)].prepare(lambda: reference.weight)
+            layer = loaded[_layer_name(loaded, reference)]
             deltas.append(layer.delta(reference.weight).double())
         found, as_floats = deltas
 

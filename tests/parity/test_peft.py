@@ -54,7 +54,7 @@ def _parameters(layer: Any, adapted: Adapted) -> list[tuple[str, Any, Tensor, Te
     """(which, the library's adapter or None, base, PEFT's change in float64) of a layer's parameters."""
     weight, bias = adapted.weight.float(), adapted.bias.float()
     return [
-        ("weight", layer.prepare(lambda: weight), weight, adapted.merged_weight - adapted.weight),
+        ("weight", layer, weight, adapted.merged_weight - adapted.weight),
         ("bias", layer.bias, bias, adapted.merged_bias - adapted.bias),
     ]
 
@@ -126,7 +126,8 @@ def test_the_bridge_changes_a_layer_as_peft_merges_it(case: PeftCase, trained: A
         for what, adapter, base, change in _parameters(loaded[PREFIX + name], adapted):
             if adapter is None:
                 continue
-            patch = patch_class.of([(adapter, 1.0)], {name})
+            made = adapter.structure(base.shape, base=lambda base=base: base)
+            patch = patch_class.of([(made, 1.0)], {name})
             for strength in (1.0, 0.7):
                 entry = (strength, patch, 1.0, None, None)
                 result = comfy.lora.calculate_weight([entry], base.clone(), f"diffusion_model.{name}.{what}")

@@ -78,7 +78,7 @@ def live(weight: Tensor, *steps: tuple[Tensors, float]) -> Tensor:
     """What live application makes of the weight, in float32."""
     changed = weight.float()
     layers = [(lycoris_algos.LayerAdapter.from_tensors(tensors), multiplier) for tensors, multiplier in steps]
-    return lycoris_algos.apply_(changed, [(a.prepare(lambda: weight.float()), m) for a, m in layers])
+    return lycoris_algos.apply_(changed, layers)
 
 
 def names(folder: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """Hypothesis strategies: adapters of any small, odd and lopsided shape, as files store them.
 
-**A new algorithm** adds one decorated function that draws shapes and answers a ``samples.Case``; the numbers
-come from a drawn seed, because shrinking single floats of a tensor finds nothing.
+An algorithm may have one decorated function that draws shapes and answers a ``samples.Case``; the numbers
+come from a drawn seed, because shrinking single floats of a tensor finds nothing. Every other algorithm
+gets one that is derived from its samples: any of them, with other numbers of the same signs, in any dtype.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from samples import Case, kernel_size
+from samples import CASES, Case, kernel_size
 from torch import Tensor
 
 Drawer = Callable[[st.SearchStrategy[Any]], Any]
@@ -357,3 +358,31 @@ def _decomposed(algo: str, key: str) -> None:
 
 _decomposed("dora", "dora_scale")
 _decomposed("dora_vector", "lora_magnitude_vector")
+
+
+# ---- derived from samples -----------------------------------------------------------------------------
+
+
+def _derived(algo: str) -> st.SearchStrategy[Case]:
+    own = [case for case in CASES if case.algos and case.algos[0] == algo]
+
+    @st.composite
+    def cases(draw: Drawer) -> Case:
+        case = draw(st.sampled_from(own))
+        seed = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+        dtype = draw(stored_dtypes)
+
+        def varied(value: Tensor) -> Tensor:
+            if value.numel() < 2 or not value.is_floating_point():
+                return value.clone()
+            return (value * (0.5 + torch.rand(value.shape, generator=seed))).to(dtype)
+
+        tensors = {suffix: varied(value) for suffix, value in case.tensors.items()}
+        return replace(case, variant="derived", tensors=tensors, tol32=1e-4, tol64=1e-11)
+
+    return cases()
+
+
+for _algo in dict.fromkeys(case.algos[0] for case in CASES if case.algos):
+    if _algo not in STRATEGIES:
+        STRATEGIES[_algo] = _derived(_algo)

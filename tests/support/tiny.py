@@ -262,8 +262,9 @@ def changed(weight: Tensor, *steps: tuple[Mapping[str, Tensor], float], base: Te
     result = weight.detach().double()
     trained_on = result.clone() if base is None else base.detach().double()
     for tensors, multiplier in steps:
-        layer = adapter(tensors).prepare(lambda: trained_on)
-        result = result + multiplier * layer.delta(result)
+        change = adapter(tensors).structure(result.shape, torch.float64, lambda: trained_on)
+        change = change.cast(result.device, torch.float64)
+        result = result + multiplier * change.delta(result.reshape(len(result), -1)).reshape(result.shape)
     return result
 
 

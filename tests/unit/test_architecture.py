@@ -17,21 +17,25 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY, NODES = ROOT / "lycoris_algos", ROOT / "nodes"
 
+#: Everything below the jobs that use it.
+_ROOMS = ("ops", "structures", "adapters", "io", "formats", "models", "network", "model_files", "deltas")
 #: What each piece of the library may import of the others; everyone may import errors and _types.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_types": set(),
     "ops": set(),
-    "adapters": {"ops"},
+    "structures": {"ops"},
+    "adapters": {"ops", "structures"},
     "io": set(),
     "formats": set(),
     "models": set(),
     "network": {"ops", "adapters", "io", "formats", "models"},
-    "model_files": {"ops", "adapters", "io", "formats", "models", "network"},
-    "merge": {"ops", "adapters", "io", "formats", "models", "network", "model_files", "inspection"},
-    "extract": {"ops", "adapters", "io", "formats", "models", "network", "model_files"},
-    "inspection": {"ops", "adapters", "io", "formats", "models", "network"},
-    "training": {"ops", "adapters", "io", "formats", "models", "network"},
+    "model_files": {"ops", "structures", "adapters", "io", "formats", "models", "network"},
+    "deltas": {"ops", "structures", "adapters", "network"},
+    "inspection": {"ops", "structures", "adapters", "deltas", "io", "formats", "models", "network"},
+    "merge": {*_ROOMS, "inspection"},
+    "extract": {*_ROOMS},
+    "training": {*_ROOMS} - {"model_files"},
 }
 #: The doors: the package itself and the command line may import everything.
 DOORS = {"", "cli", "__main__"}
@@ -98,6 +102,8 @@ def library_problems(source: str, package: str, piece: str) -> list[str]:
             problems.append(f"is in '{piece}', which ALLOWED does not list")
         elif other not in ALLOWED[piece]:
             problems.append(f"'{piece}' may not import '{other or 'the package itself'}'")
+        elif other == "adapters" and name != "pack.lycoris_algos.adapters":
+            problems.append(f"'{piece}' imports {name}: single algorithms are reached through the registry")
     return problems
 
 
@@ -153,7 +159,10 @@ def test_nodes_import_the_library_and_the_host_folder(path: Path) -> None:
         ("io", "from ..formats import split_key"),
         ("formats", "from ..io import read_tensors"),
         ("formats", "from .. import LayerAdapter"),
+        ("structures", "from ..adapters import LayerAdapter"),
         ("adapters", "from ..network import load"),
+        ("merge", "from ..adapters.lokr import LoKr"),
+        ("network", "from ..adapters._base import Algorithm"),
         ("network", "from ..merge import plan"),
         ("network", "from ..model_files import LayerIndex"),
         ("models", "from ..model_files import LayerIndex"),
@@ -175,7 +184,10 @@ def test_the_walk_sees_a_wrong_import(piece: str, source: str) -> None:
     [
         ("ops", "from ..errors import LycorisError"),
         ("ops", "from . import rows\nimport torch\nfrom collections.abc import Mapping"),
-        ("adapters", "from ..ops.rows import matrix_view\nfrom ._base import Core\nfrom . import _registry"),
+        (
+            "adapters",
+            "from ..ops.rows import matrix_view\nfrom ._base import Algorithm\nfrom .lora import LoRA",
+        ),
         ("network", "from ..adapters import LayerAdapter\nfrom ..io import read_tensors"),
         ("inspection", "from ..network import AdapterSet\nfrom ..formats import DIALECTS"),
         ("cli", "from .merge import plan\nfrom . import load"),

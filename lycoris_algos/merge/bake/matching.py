@@ -10,27 +10,24 @@ here all are at hand.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
 
 from ...adapters import LayerAdapter
 from ...errors import NeedsBaseError, SiblingRowsError
 from ...model_files import LayerIndex, ModelIndex
-from ...model_files.places import Spots, rows_of
+from ...model_files.places import AdapterRows, Spots, pieces_of
 from ...network import StackEntry, Unmatched
 
 
 @dataclass(frozen=True, eq=False)
 class PlannedChange:
-    """What is added to a layer: (adapter, multiplier) in order of application, and the layers' names.
+    """What is added to a layer: (what, multiplier) in order of application, and the layers' names.
 
     ``spots`` is where; several where the adapters have to see all pieces in which the file stores the layer.
     """
 
     spots: Spots
-    entries: tuple[tuple[LayerAdapter, float], ...]
+    entries: tuple[tuple[AdapterRows, float], ...]
     layers: tuple[str, ...]
 
 
@@ -49,10 +46,10 @@ class FilePlan:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """An adapter, or some of its rows, and the spots that it changes."""
+    """What is added, and the spots that it changes."""
 
     spots: Spots
-    adapter: LayerAdapter
+    added: AdapterRows
 
 
 class Matcher:
@@ -60,8 +57,8 @@ class Matcher:
 
     def __init__(self, index: ModelIndex[LayerIndex]) -> None:
         self._index = index
-        #: (layer, adapter, multiplier) by spots, and by how many changes of several spots went before.
-        self._entries: dict[tuple[Spots, int], list[tuple[str, LayerAdapter, float]]] = defaultdict(list)
+        #: (layer, what is added, multiplier) by spots, and by how many changes of several spots went before.
+        self._entries: dict[tuple[Spots, int], list[tuple[str, AdapterRows, float]]] = defaultdict(list)
         self._joint: dict[str, int] = defaultdict(int)
 
     def place(self, entry: StackEntry) -> FilePlan:
@@ -94,7 +91,7 @@ class Matcher:
         changes = [
             PlannedChange(
                 spots,
-                tuple((adapter, multiplier) for _, adapter, multiplier in entries),
+                tuple((added, multiplier) for _, added, multiplier in entries),
                 tuple(dict.fromkeys(layer for layer, _, _ in entries)),
             )
             for (spots, _), entries in self._entries.items()
@@ -115,7 +112,7 @@ class Matcher:
         # see what those before it made, and be seen by those after.
         keys = [spot.key for spot in step.spots]
         before = max(self._joint[key] for key in keys)
-        self._entries[step.spots, before].append((layer, step.adapter, multiplier))
+        self._entries[step.spots, before].append((layer, step.added, multiplier))
         if len(keys) > 1:
             self._joint.update(dict.fromkeys(keys, before + 1))
 
@@ -129,20 +126,17 @@ def _steps(adapter: LayerAdapter, half: LayerIndex, spots: Spots) -> list[_Step]
     half.check(adapter, spots)
     steps = []
     if adapter.weight_components or adapter.magnitude or adapter.reshape:
-        steps += _weight_steps(adapter, spots, half.counts(spots))
+        steps += _weight_steps(adapter, half, spots)
     biases = half.bias_places(adapter, spots)
     return [*steps, *(_Step((found[1],), found[0]) for found in biases if found is not None)]
 
 
-def _weight_steps(adapter: LayerAdapter, spots: Spots, counts: Sequence[int]) -> list[_Step]:
-    if len(spots) == 1:
-        return [_Step(spots, adapter)]
-    try:
-        rows = rows_of(adapter.prepare(_no_base), counts)
-    except (NeedsBaseError, SiblingRowsError):
-        return [_Step(spots, adapter)]
-    return [_Step((spot,), own) for spot, own in zip(spots, rows, strict=True)]
-
-
-def _no_base() -> Tensor:
-    raise NeedsBaseError("it starts from the weight of the whole layer")
+def _weight_steps(adapter: LayerAdapter, half: LayerIndex, spots: Spots) -> list[_Step]:
+    pieces = pieces_of(adapter, half.counts(spots))
+    if len(spots) > 1:
+        try:
+            for spot, piece in zip(spots, pieces, strict=True):
+                piece.structure(half.shape((spot,)) or ())
+        except (NeedsBaseError, SiblingRowsError):
+            return [_Step(spots, AdapterRows(adapter))]
+    return [_Step((spot,), piece) for spot, piece in zip(spots, pieces, strict=True)]

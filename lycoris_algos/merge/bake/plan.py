@@ -135,8 +135,8 @@ def _tensor_plan(
     scale = scale_of(info.name, tensors)
     shape = info.shape
     for change in changes:
-        for adapter, _ in change.entries:
-            shape = adapter.new_shape(shape) if change.spots == (Spot(info.name),) else shape
+        for added, _ in change.entries:
+            shape = added.adapter.new_shape(shape) if change.spots == (Spot(info.name),) else shape
     wanted = _stored_dtype(info, dtype, index.parts.get(info.name))
     keeps_scale = scale is not None and wanted == info.dtype
     return TensorPlan(info, changes, wanted, shape, scale, keeps_scale)

@@ -89,8 +89,8 @@ def _kind(item: TensorPlan) -> object:
     algorithms = frozenset(
         component.algo
         for change in item.changes
-        for adapter, _ in change.entries
-        for component in adapter.weight_components
+        for added, _ in change.entries
+        for component in added.adapter.weight_components
     )
     turned = frozenset(
         (spot.transposed, spot.swapped, spot.part is None, len(change.spots))

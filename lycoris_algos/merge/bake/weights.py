@@ -20,13 +20,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...adapters import LayerAdapter, apply_
 from ...errors import LycorisError, SiblingRowsError
 from ...io import SafetensorsReader, TensorInfo
-from ...model_files.places import put, rows_of, seen, swap_halves
+from ...model_files.places import put, row_ranges, seen, swap_halves
 from ...model_files.storage import new_scale, scale_of
 from ...ops.dtypes import compute_dtype
 from ...ops.rounding import STOCHASTIC, generator_for, stochastic
+from ...structures import Structure, apply_
 from .matching import PlannedChange
 from .plan import TensorPlan
 
@@ -109,7 +109,7 @@ class Weights:
         weight = stored if device.type == "cpu" else stored.to(device)
         (spot,) = change.spots
         own = seen(weight, spot)
-        entries = _prepared(change, lambda: own.to(compute_dtype(own.dtype), copy=True))
+        entries = _made(change, own.shape, own.dtype, lambda: own.to(compute_dtype(own.dtype), copy=True))
         result = _changed(weight, change, entries)
         return result if device.type == "cpu" else result.cpu()
 
@@ -175,8 +175,14 @@ def _all_changed(weights: dict[str, Tensor], changes: Sequence[PlannedChange]) -
         pieces = [seen(weights[spot.key], spot) for spot in change.spots]
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone()
 
-    prepared = [_prepared(change, partial(base, change)) for change in changes]
-    for change, entries in zip(changes, prepared, strict=True):
+    made = []
+    for change in changes:
+        pieces = [seen(weights[spot.key], spot) for spot in change.spots]
+        shape = tuple(pieces[0].shape)
+        if len(pieces) > 1:
+            shape = (sum(len(piece) for piece in pieces), *shape[1:])
+        made.append(_made(change, shape, pieces[0].dtype, partial(base, change)))
+    for change, entries in zip(changes, made, strict=True):
         if len(change.spots) > 1:
             _change_pieces(weights, change, entries)
         else:
@@ -186,24 +192,24 @@ def _all_changed(weights: dict[str, Tensor], changes: Sequence[PlannedChange]) -
 
 
 def _change_pieces(
-    weights: Mapping[str, Tensor], change: PlannedChange, entries: list[tuple[LayerAdapter, float]]
+    weights: Mapping[str, Tensor], change: PlannedChange, entries: list[tuple[Structure, float]]
 ) -> None:
     """The change of a layer in several spots, in place."""
-    for adapter, multiplier in entries:
+    for (added, _), (structure, multiplier) in zip(change.entries, entries, strict=True):
         pieces = [seen(weights[spot.key], spot) for spot in change.spots]
         counts = [len(piece) for piece in pieces]
         try:
-            rows = rows_of(adapter, counts)
+            rows = [added.adapter.rows(structure, *own) for own in row_ranges(counts)]
         except SiblingRowsError:
-            pieces = list(torch.split(apply_(torch.cat(pieces), [(adapter, multiplier)]), counts))
-        else:  # what was prepared can be cut: to the last bit as a patch of each piece does it
+            pieces = list(torch.split(apply_(torch.cat(pieces), [(structure, multiplier)]), counts))
+        else:  # it can be cut once it is made: to the last bit as a patch of each piece does it
             for piece, own in zip(pieces, rows, strict=True):
                 apply_(piece, [(own, multiplier)])
         for spot, piece in zip(change.spots, pieces, strict=True):
             put(weights[spot.key], spot, piece)
 
 
-def _changed(weight: Tensor, change: PlannedChange, entries: list[tuple[LayerAdapter, float]]) -> Tensor:
+def _changed(weight: Tensor, change: PlannedChange, entries: list[tuple[Structure, float]]) -> Tensor:
     """``weight`` with a change of one spot, in place where the adapters do not enlarge it."""
     (spot,) = change.spots
     try:
@@ -220,9 +226,17 @@ def _changed(weight: Tensor, change: PlannedChange, entries: list[tuple[LayerAda
     return weight if spot.part is not None else result
 
 
-def _prepared(change: PlannedChange, base: Callable[[], Tensor]) -> list[tuple[LayerAdapter, float]]:
-    """The entries with everything worked out that depends on the weight as it was before all changes."""
+def _made(
+    change: PlannedChange, shape: Sequence[int], dtype: torch.dtype, base: Callable[[], Tensor]
+) -> list[tuple[Structure, float]]:
+    """The entries' changes of a weight of ``shape``; ``base`` is that weight as it was before all changes."""
+    computing = compute_dtype(dtype)
+    after = tuple(shape)
+    made: list[tuple[Structure, float]] = []
     try:
-        return [(adapter.prepare(base), multiplier) for adapter, multiplier in change.entries]
+        for added, multiplier in change.entries:
+            made.append((added.structure(after, computing, base), multiplier))
+            after = added.adapter.new_shape(after)
     except LycorisError as error:
         raise error.with_context(f"layer '{change.layers[0]}'") from error
+    return made

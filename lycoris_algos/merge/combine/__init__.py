@@ -4,15 +4,16 @@
     print(plan)
     combined = run_combine(plan)          # .adapters, .report()
 
-One room per concern: ``methods`` the formulas, ``options`` what a user chooses, ``sources`` which layers mean
-the same, ``change`` a delta as factors or dense, ``ranks`` how many ranks, ``fit`` the stored forms, ``plan``
-and ``run`` the two halves of the work, ``recipe`` the metadata, ``report`` the words.
+One room per concern: ``methods`` the formulas, ``options`` what a user chooses, ``sources`` which layers
+mean the same, ``plan`` and ``run`` the two halves of the work, ``recipe`` the metadata, ``report`` the
+words. What a delta is, and how one is measured, is in ../../deltas.
 """
 
 from __future__ import annotations
 
+from ...ops.ranks import RankKind, RankRule
 from .methods import METHODS, PARAMETERS, Parameter, explained
-from .options import CombineOptions, Output, RankKind, RankRule
+from .options import SAME, CombineOptions, outputs
 from .plan import CombinePlan, plan_combine
 from .report import Combined
 from .run import run_combine
@@ -20,14 +21,15 @@ from .run import run_combine
 __all__ = [
     "METHODS",
     "PARAMETERS",
+    "SAME",
     "CombineOptions",
     "CombinePlan",
     "Combined",
-    "Output",
     "Parameter",
     "RankKind",
     "RankRule",
     "explained",
+    "outputs",
     "plan_combine",
     "run_combine",
 ]

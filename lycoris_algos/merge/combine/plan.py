@@ -3,7 +3,7 @@
 Ways to a result, cheapest first:
 
 - *kept*: one adapter alone, stored in the same form, with its multiplier in one of its factors;
-- *Kronecker*: LoKrs that share a factor are one LoKr;
+- *summed*: adapters whose sum is exactly one of the same algorithm (LoKrs that share a factor);
 - *factors*: every adapter has exact low-rank factors, which are put side by side. Fewer ranks come from a QR
   of those (``fit``), without forming the change;
 - *dense*: the changes are formed, one layer at a time.
@@ -18,14 +18,14 @@ from enum import Enum
 
 import torch
 
-from ...adapters import LayerAdapter
-from ...adapters.loha import LoHa
-from ...adapters.lokr import LoKr
+from ...adapters import fittable
 from ...errors import BadValueError, NeedsBaseError, ShapeMismatchError
 from ...model_files import KnownModel
 from ...network import StackEntry
+from ...ops.ranks import RankKind
+from ...structures import pays
 from .methods import Kind
-from .options import CombineOptions, Output, RankKind
+from .options import AUTO, FULL, LORA, SAME, CombineOptions
 from .sources import Contribution, alignment_notes, grouped
 
 
@@ -33,7 +33,7 @@ class Route(str, Enum):
     """How a layer's result is computed; see this module."""
 
     KEPT = "kept"
-    KRONECKER = "Kronecker"
+    SUMMED = "summed"
     FACTORS = "factors"
     DENSE = "dense"
 
@@ -46,7 +46,8 @@ class ParameterPlan:
     what: str
     contributions: tuple[Contribution, ...]
     route: Route
-    form: Output
+    #: What it is stored as: an algorithm's name, or SAME where it is kept.
+    form: str
     size: tuple[int, int]
     shape: tuple[int, ...] | None
 
@@ -146,7 +147,7 @@ def lone_coefficient(
 
 def _is_absent(biases: Sequence[Contribution], base: KnownModel | None) -> bool:
     """Whether these follow from a core, and the layer turns out to have no bias at all."""
-    optional = all(part.optional for c in biases for part in c.adapter.parts)
+    optional = all(extra.optional for c in biases for extra in c.adapter.extras)
     return optional and base is not None and base.shape(biases[0].name, "bias") is None
 
 
@@ -172,25 +173,27 @@ def _plan(
 ) -> ParameterPlan:
     layer = own[0].name
     shape, size = _shape(own, what, base)
-    blank = ParameterPlan(layer, what, tuple(own), Route.DENSE, Output.FULL, size, shape)
+    blank = ParameterPlan(layer, what, tuple(own), Route.DENSE, FULL, size, shape)
     if _can_be_kept(blank, options, sources):
-        return replace(blank, route=Route.KEPT, form=Output.SAME)
+        return replace(blank, route=Route.KEPT, form=SAME)
     if blank.is_vector:
         return blank
-    if _shares_a_factor(own, options):
-        return replace(blank, route=Route.KRONECKER, form=Output.LOKR)
+    summed = _summed_form(own, options)
+    if summed is not None:
+        return replace(blank, route=Route.SUMMED, form=summed)
     ranks = [c.adapter.exact_rank for c in own]
     total = sum(rank for rank in ranks if rank is not None)
     live = options.live_order and any(c.adapter.needs_weight for c in own[1:])
-    by_factors = options.merge_method.by_factors and None not in ranks and _pays(total, size) and not live
+    by_factors = options.merge_method.by_factors and None not in ranks and pays(total, *size) and not live
     form = _form(own, options)
-    if options.rank.kind is RankKind.EXACT and form in (Output.SAME, Output.AUTO, Output.LOKR, Output.LOHA):
-        form = Output.LORA if by_factors else Output.FULL
+    if options.rank.kind is RankKind.EXACT and not _holds_exactly(form):
+        form = LORA if by_factors else FULL
     return replace(blank, route=Route.FACTORS if by_factors else Route.DENSE, form=form)
 
 
-def _pays(rank: int, size: tuple[int, int]) -> bool:
-    return rank * sum(size) < size[0] * size[1]
+def _holds_exactly(form: str) -> bool:
+    kind = fittable().get(form)
+    return kind is not None and kind.universal
 
 
 def _shape(
@@ -232,44 +235,36 @@ def _can_be_kept(blank: ParameterPlan, options: CombineOptions, sources: Sequenc
         return False
     if blank.is_vector:
         return True
-    algos = [component.algo for component in adapter.weight_components]
-    asked = algos == [options.output.value] and adapter.magnitude is None
-    if options.output not in (Output.SAME, Output.AUTO) and not asked:
+    algos = [item.algo for item in adapter.weight_components]
+    asked = algos == [options.output] and adapter.magnitude is None
+    if options.output not in (SAME, AUTO) and not asked:
         return False
     if options.rank.kind is RankKind.EXACT:
         return True
-    rank = adapter.core.rank if adapter.core is not None and _plain(adapter) is not None else None
+    rank = None if adapter.plain is None else adapter.plain.rank
     return options.rank.kind is RankKind.FIXED and rank is not None and rank <= options.rank.value
 
 
-def _shares_a_factor(own: Sequence[Contribution], options: CombineOptions) -> bool:
-    """Whether all are plain LoKrs with the same w1 or the same w2, and the sum may stay one exactly."""
-    wanted = options.output in (Output.SAME, Output.AUTO, Output.LOKR)
-    exact = options.rank.kind is RankKind.EXACT
-    if not (wanted and exact) or options.merge_method.kind is not Kind.WEIGHTS or len(own) < 2:
-        return False
-    cores = [c.adapter.core for c in own if _plain(c.adapter) is LoKr]
-    if len(cores) < len(own):
-        return False
-    first = [core for core in cores if isinstance(core, LoKr)]
-    return all(c.shares_first(first[0]) for c in first) or all(c.shares_second(first[0]) for c in first)
+def _summed_form(own: Sequence[Contribution], options: CombineOptions) -> str | None:
+    """The algorithm of all of ``own``, if their sum is exactly one of it and may stay so; None otherwise."""
+    if options.rank.kind is not RankKind.EXACT or options.merge_method.kind is not Kind.WEIGHTS:
+        return None
+    first, *others = (c.adapter.plain for c in own)
+    known = [other for other in others if other is not None]
+    if first is None or not known or len(known) < len(others):
+        return None
+    wanted = options.output in (SAME, AUTO, first.algo)
+    return first.algo if wanted and first.sums_with(known) else None
 
 
-def _plain(adapter: LayerAdapter) -> type | None:
-    """The class of a layer that is a core and nothing else."""
-    plain = adapter.core is not None and not adapter.parts and adapter.magnitude is None
-    return type(adapter.core) if plain and adapter.reshape is None else None
-
-
-def _form(own: Sequence[Contribution], options: CombineOptions) -> Output:
-    if options.output is not Output.SAME:
-        return Output.LORA if options.output is Output.AUTO else options.output
+def _form(own: Sequence[Contribution], options: CombineOptions) -> str:
+    if options.output != SAME:
+        return LORA if options.output == AUTO else options.output
     if options.rank.kind is RankKind.EXACT:
-        return Output.SAME
-    kinds = {_plain(c.adapter) for c in own}
-    if kinds == {LoKr}:
-        return Output.LOKR
-    return Output.LOHA if kinds == {LoHa} else Output.LORA
+        return SAME
+    algos = {None if c.adapter.plain is None else c.adapter.plain.algo for c in own}
+    (only,) = algos if len(algos) == 1 else (None,)
+    return only if only in fittable() and only is not None else LORA
 
 
 def _require_base(parameters: Sequence[ParameterPlan], base: KnownModel | None) -> None:
@@ -284,9 +279,11 @@ def _require_base(parameters: Sequence[ParameterPlan], base: KnownModel | None) 
     titles = sorted({t for p in lacking for c in p.contributions for t in c.adapter.titles})
     where = f"{len(lacking)} layers, the first is '{lacking[0].name}'"
     if base is None:
+        depends = any(parameter.needs_base for parameter in lacking)
+        why = "change a weight by its own values" if depends else "do not store how large a weight is"
         raise NeedsBaseError(
-            f"{' and '.join(titles)} change a weight by its own values, so the change exists only together "
-            f"with the model that was trained on: give the base model ({where})"
+            f"{' and '.join(titles)} {why}, so the change exists only together with the model that was "
+            f"trained on: give the base model ({where})"
         )
     raise NeedsBaseError(
         f"the base model has no weight for layers of {' and '.join(titles)}, whose change depends on it: "
@@ -297,22 +294,21 @@ def _require_base(parameters: Sequence[ParameterPlan], base: KnownModel | None) 
 def _notes(parameters: Sequence[ParameterPlan], options: CombineOptions) -> list[str]:
     notes = []
     exact = options.rank.kind is RankKind.EXACT
-    moved = [
-        p for p in parameters if options.output in (Output.LOKR, Output.LOHA) and p.form is not options.output
-    ]
-    moved = [p for p in moved if exact and not p.is_vector and p.route in (Route.FACTORS, Route.DENSE)]
+    needs_fitting = options.output not in (SAME, AUTO) and not _holds_exactly(options.output)
+    moved = [p for p in parameters if exact and needs_fitting and p.form != options.output]
+    moved = [p for p in moved if not p.is_vector and p.route in (Route.FACTORS, Route.DENSE)]
     if moved:
         notes.append(
-            f"{len(moved)} layers cannot be a {options.output.value} exactly: stored as LoRA or whole. "
+            f"{len(moved)} layers cannot be a {options.output} exactly: stored as LoRA or whole. "
             "Choose a rank to have them fitted"
         )
-    whole = [p for p in parameters if p.form is Output.FULL and not p.is_vector and p.route is Route.DENSE]
-    if whole and exact and options.output is not Output.FULL:
+    whole = [p for p in parameters if p.form == FULL and not p.is_vector and p.route is Route.DENSE]
+    if whole and exact and options.output != FULL:
         notes.append(
             f"{len(whole)} layers have no exact form smaller than the weight itself and are stored whole: "
             "choose a rank or a size budget for a smaller file"
         )
-    flat = [p for p in parameters if p.form is Output.FULL and p.shape is None and p.route is not Route.KEPT]
+    flat = [p for p in parameters if p.form == FULL and p.shape is None and p.route is not Route.KEPT]
     if flat:
         notes.append(
             f"{len(flat)} layers are stored whole without the shape of their kernels, which only the base "
@@ -330,4 +326,4 @@ def _notes(parameters: Sequence[ParameterPlan], options: CombineOptions) -> list
 def _titles(parameter: ParameterPlan) -> str:
     if parameter.route is Route.KEPT:
         return " + ".join(parameter.contributions[0].adapter.titles)
-    return "a vector" if parameter.is_vector else parameter.form.value
+    return "a vector" if parameter.is_vector else parameter.form

@@ -13,8 +13,8 @@ from ...io import trigger_words
 from ...network.convert import modelspec
 from ...network.corrections import MARK
 from ...network.recipe import RECIPE, source_record
+from ...ops.ranks import RankKind
 from .methods import PARAMETERS
-from .options import RankKind
 
 if TYPE_CHECKING:
     from .plan import CombinePlan
@@ -58,7 +58,7 @@ def _recipe(plan: CombinePlan) -> dict[str, object]:
     recipe: dict[str, object] = {
         "tool": "lycoris_algos combine",
         "method": options.method,
-        "output": options.output.value,
+        "output": options.output,
         "rank": options.rank.kind.value,
         "lambda": options.scaling,
         **{name: getattr(options, name) for name in PARAMETERS},

@@ -7,8 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...adapters import component
+from ...deltas import Difference
 from ...network import AdapterSet
-from .change import Difference
+from .options import FULL
 from .plan import CombinePlan, ParameterPlan, Route
 
 _NUMBER = re.compile(r"\d+")
@@ -108,7 +110,7 @@ class Combined:
             kept = sum(share * o.measured.energy for o, share in compared if o.measured is not None)
             own = _retained([o for o, _ in compared])
             notes.append(
-                f"the fitted {compared[0][0].parameter.form.value} layers keep {_percent(own)}; LoRAs of the "
+                f"the fitted {compared[0][0].parameter.form} layers keep {_percent(own)}; LoRAs of the "
                 f"same size would keep {_percent(kept / total if total else 1.0)}"
             )
         return notes
@@ -164,4 +166,4 @@ def _form(parameter: ParameterPlan) -> str:
         return " + ".join(parameter.contributions[0].adapter.titles)
     if parameter.is_vector:
         return "vector"
-    return {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa"}.get(parameter.form.value, "whole")
+    return "whole" if parameter.form == FULL else component(parameter.form).title

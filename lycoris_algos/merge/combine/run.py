@@ -16,18 +16,15 @@ import torch
 from torch import Tensor
 
 from ..._types import Cancel, Progress
-from ...adapters import LayerAdapter
-from ...adapters._dense import DenseDelta
-from ...adapters.full import FullBias, FullWeight
-from ...adapters.lokr import LoKr
+from ...adapters import Algorithm, Component, Extra, FitRequest, Fitted, LayerAdapter, fittable, whole_change
+from ...deltas import Demand, allocate, change_of, difference, factors_of, gram, weighted_sum
 from ...errors import BadValueError, CancelledError, LycorisError
 from ...network import AdapterSet, Unmatched
-from .change import Adapters, Change, Dense, Factors, difference, gram
-from .fit import Fitted, fit_full, fit_loha, fit_lokr, fit_lora, spectrum, without_memory
+from ...ops.ranks import RankKind, RankRule
+from ...structures import Dense, LowRank, Structure, Sum, pays
 from .methods import Kind
-from .options import Output, RankKind, RankRule
+from .options import AUTO, FULL, SAME
 from .plan import CombinePlan, ParameterPlan, Route, lone_coefficient, weights_for
-from .ranks import Demand, allocate
 from .recipe import combined_metadata
 from .report import Combined, Outcome
 
@@ -71,8 +68,8 @@ def run_combine(
 
 def _joined(layer: LayerAdapter, adapter: LayerAdapter, what: str) -> LayerAdapter:
     if what == "bias":
-        return replace(layer, bias_parts=adapter.parts)
-    return replace(adapter, bias_parts=layer.bias_parts)
+        return replace(layer, bias_extras=adapter.extras)
+    return replace(adapter, bias_extras=layer.bias_extras)
 
 
 def _adapter_set(plan: CombinePlan, layers: dict[str, LayerAdapter], name: str) -> AdapterSet:
@@ -138,29 +135,23 @@ class _Run:
             return self._keep(parameter, dtype, device)
         change, fitted = self._change_and_fit(parameter, rank, device)
         if fitted is None:
-            outcome = Outcome(parameter, None, 0, difference(change, None), None)
-            return None, outcome
-        adapter = self._finished(parameter, fitted.adapter, dtype)
-        measured = difference(change, _plain(adapter))
-        outcome = Outcome(parameter, fitted.rank, adapter.size_bytes, measured, fitted.lora_energy)
-        return adapter, outcome
+            return None, Outcome(parameter, None, 0, difference(change, None), None)
+        adapter = self._finished(parameter, fitted.stored, dtype)
+        measured = difference(change, _structure(adapter, parameter, device))
+        return adapter, Outcome(parameter, fitted.rank, adapter.size_bytes, measured, fitted.lora_energy)
 
     def _change_and_fit(
         self, parameter: ParameterPlan, rank: int | None, device: torch.device
-    ) -> tuple[Change, Fitted | None]:
-        if parameter.route is Route.KRONECKER:
-            merged, change = self._kronecker(parameter, device)
-            return change, Fitted(merged, merged.core.rank if merged.core is not None else None)
+    ) -> tuple[Structure, Fitted | None]:
+        if parameter.route is Route.SUMMED:
+            return self._summed(parameter, device)
         change = self._change(parameter, device)
-        if rank == 0 or not _anything(change):
-            return change, None
-        return change, self._fit(parameter, change, rank)
+        return change, None if rank == 0 or not _anything(change) else self._fit(parameter, change, rank)
 
-    def _finished(self, parameter: ParameterPlan, adapter: LayerAdapter, dtype: torch.dtype) -> LayerAdapter:
+    def _finished(self, parameter: ParameterPlan, stored: Component, dtype: torch.dtype) -> LayerAdapter:
         """On the CPU, in ``dtype``, in the vector's own class, and with the enlargement of its sources."""
         own = [c.adapter for c in parameter.contributions]
-        if parameter.is_vector:
-            adapter = _as_vector(adapter, own, parameter.what)
+        adapter = _as_vector(stored, own, parameter.what) if parameter.is_vector else _alone(stored)
         adapter = replace(adapter, reshape=own[0].reshape).cast(dtype, torch.device("cpu"))
         adapter.require_finite()
         return adapter
@@ -174,18 +165,18 @@ class _Run:
             return None, Outcome(parameter, None, 0, None, None)
         kept = own.adapter if factor == 1.0 else own.adapter.cast(torch.float32).multiplied(factor)
         assert kept is not None  # the plan looked
-        kept = replace(kept.cast(dtype), bias_parts=())
+        kept = replace(kept.cast(dtype), bias_extras=())
         kept.require_finite()
-        rank = None if kept.core is None else kept.core.rank
+        rank = None if kept.algorithm is None else kept.algorithm.rank
         measured = None
         if not kept.needs_weight and parameter.size != (0, 0):
-            wanted = Adapters([(_plain(own.adapter), factor)], parameter.size, device)
-            measured = difference(wanted, _plain(kept))
+            wanted = Sum((_structure(own.adapter, parameter, device),), (factor,))
+            measured = difference(wanted, _structure(kept, parameter, device))
         return kept, Outcome(parameter, rank, kept.size_bytes, measured, None)
 
     # ---- the combined change --------------------------------------------------------------------
 
-    def _change(self, parameter: ParameterPlan, device: torch.device) -> Change:
+    def _change(self, parameter: ParameterPlan, device: torch.device) -> LowRank | Dense:
         """λ·(the method's D), as factors where the plan says so."""
         options = self.plan.options
         if options.live_order and parameter.needs_base and parameter.route is Route.DENSE:
@@ -193,33 +184,28 @@ class _Run:
         changes = [self._delta(parameter, index, device) for index in range(len(parameter.contributions))]
         method, layer = options.merge_method, parameter.name
         if method.linear:
-            return _linear(changes, self._coefficients(parameter, changes))
+            return weighted_sum(changes, self._coefficients(parameter, changes))
         weights = [c.multiplier for c in parameter.contributions]
         if method.kind is Kind.SINGULAR_VECTORS:
-            up, down = method([_as_factors(c) for c in changes], weights, told=options, layer=layer)
-            return Factors(up * options.scaling, down)
-        dense = [change.dense() for change in changes]
+            up, down = method([factors_of(c) for c in changes], weights, told=options, layer=layer)
+            return LowRank(up * options.scaling, down)
+        dense = [change.delta() for change in changes]
         return Dense(method(dense, weights, told=options, layer=layer) * options.scaling)
 
-    def _coefficients(self, parameter: ParameterPlan, changes: Sequence[Change]) -> list[float]:
+    def _coefficients(self, parameter: ParameterPlan, changes: Sequence[Structure]) -> list[float]:
         options = self.plan.options
         weights = weights_for(parameter.contributions[0], self.plan.sources)
         present = [c.index for c in parameter.contributions]
         found = options.merge_method.coefficients(weights, present, lambda: gram(changes), options)
         return [options.scaling * c for c in found]
 
-    def _delta(self, parameter: ParameterPlan, index: int, device: torch.device) -> Change:
+    def _delta(self, parameter: ParameterPlan, index: int, device: torch.device) -> LowRank | Dense:
         """ΔW of one contribution, in float32 on ``device``."""
-        own = parameter.contributions[index]
-        weight = self._base_weight(parameter, device) if own.adapter.needs_weight else None
-        if parameter.route is Route.FACTORS:
-            factors = own.adapter.low_rank(weight)
-            assert factors is not None  # the plan knows the ranks
-            return Factors(*(f.to(device, torch.float32) for f in factors))
-        if weight is None:
-            weight = without_memory(device, parameter.stored_shape)
-        delta = own.adapter.delta(weight).to(device, torch.float32)
-        return Dense(delta.reshape(parameter.size))
+        own = parameter.contributions[index].adapter
+        weight = self._base_weight(parameter, device) if own.needs_weight else None
+        by_factors = parameter.route is Route.FACTORS
+        change = change_of(own, parameter.stored_shape, device, weight=weight, by_factors=by_factors)
+        return change if by_factors else Dense(change.delta().reshape(parameter.size))
 
     def _base_weight(self, parameter: ParameterPlan, device: torch.device) -> Tensor:
         """W in float64: V − W of a small change loses digits that float32 does not have."""
@@ -235,41 +221,27 @@ class _Run:
             changed = changed + own.multiplier * own.adapter.delta(changed)
         return (changed - base).float().reshape(parameter.size)
 
-    def _kronecker(self, parameter: ParameterPlan, device: torch.device) -> tuple[LayerAdapter, Change]:
-        """LoKrs with a common factor: s·Σ cᵢ·w1ᵢ ⊗ w2, or with the roles exchanged."""
-        cores = [c.adapter.core for c in parameter.contributions]
-        lokrs = [core for core in cores if isinstance(core, LoKr)]
+    def _summed(self, parameter: ParameterPlan, device: torch.device) -> tuple[Structure, Fitted]:
+        """(Σ cᵢ·ΔWᵢ, which is not formed; the one algorithm that it is)."""
+        own = [c.adapter for c in parameter.contributions]
         coefs = self._coefficients(parameter, [])
-        halves = [core.ready_whole(device, torch.float32) for core in lokrs]
-        w1, w2 = halves[0]
-        if all(core.shares_second(lokrs[0]) for core in lokrs):
-            w1 = torch.stack([c * first for c, (first, _) in zip(coefs, halves, strict=True)]).sum(0)
-        else:  # w1 holds each one's scale, so that is taken out of it before it is compared
-            scales = [float((first * w1).sum() / w1.square().sum().clamp_min(1e-300)) for first, _ in halves]
-            parts = [c * s * w for c, s, (_, w) in zip(coefs, scales, halves, strict=True)]
-            w2 = torch.stack(parts).sum(0)
-        entries = [(c.adapter, f) for c, f in zip(parameter.contributions, coefs, strict=True)]
-        merged = LayerAdapter(core=LoKr.of(w1, w2, parameter.shape))
-        return merged, Adapters(entries, parameter.size, device)
+        algorithms = [adapter.plain for adapter in own]
+        first, *_ = known = [algorithm for algorithm in algorithms if algorithm is not None]
+        merged = first.summed(known, coefs, parameter.shape)
+        changes = tuple(_structure(adapter, parameter, device) for adapter in own)
+        return Sum(changes, tuple(coefs)), Fitted(merged, merged.rank)
 
     # ---- the stored form ------------------------------------------------------------------------
 
-    def _fit(self, parameter: ParameterPlan, change: Change, rank: int | None) -> Fitted:
-        options = self.plan.options
-        rule = options.rank if rank is None else RankRule(RankKind.FIXED, rank)
-        if parameter.form is Output.FULL or parameter.is_vector:
-            return fit_full(change, parameter.stored_shape)
-        if parameter.form is Output.LOKR:
-            first = _first_shape(parameter) if options.output is Output.SAME else None
-            rule = rule if rank is None else RankRule(RankKind.BUDGET, rank)
-            return fit_lokr(change, parameter.shape, rule, first, options.factor)
-        if parameter.form is Output.LOHA:
-            return fit_loha(change, rule)
-        fitted = fit_lora(change, parameter.shape, rule)
-        if options.output is Output.AUTO and rank is None and fitted.rank is not None:
-            rows, columns = parameter.size
-            if fitted.rank * (rows + columns) >= rows * columns:
-                return fit_full(change, parameter.stored_shape)
+    def _fit(self, parameter: ParameterPlan, change: LowRank | Dense, rank: int | None) -> Fitted:
+        options, forms = self.plan.options, fittable()
+        rule = options.rank if rank is None else RankRule(RankKind.BUDGET, rank)
+        like = parameter.contributions[0].adapter.plain if options.output == SAME else None
+        request = FitRequest(change, parameter.shape, rule, like, options.factor)
+        fitted = forms[FULL if parameter.is_vector else parameter.form].fit(request)
+        unasked = options.output == AUTO and rank is None
+        if unasked and fitted.rank is not None and not pays(fitted.rank, *parameter.size):
+            return forms[FULL].fit(request)
         return fitted
 
     def budget(self) -> dict[str, int]:
@@ -285,60 +257,38 @@ class _Run:
                 continue
             values, _ = self._with_fallback(
                 parameter,
-                lambda device, p=parameter: spectrum(self._change(p, device)),  # type: ignore[misc]
+                lambda device, p=parameter: self._change(p, device).spectrum().cpu(),  # type: ignore[misc]
             )
-            cost = sum(parameter.size) * dtype.itemsize
-            if parameter.form is Output.LOHA:  # a rank of it costs two of a LoRA
-                values, cost, overhead = values[::2], 2 * cost, 2 * overhead
-            demands[parameter.name] = Demand(values, cost, overhead)
+            numbers = fittable()[parameter.form].numbers_per_rank(*parameter.size)
+            times = numbers // sum(parameter.size)  # a rank of a LoHa costs two of a LoRA
+            cost = numbers * dtype.itemsize
+            demands[parameter.name] = Demand(values[::times], cost, times * overhead)
         return allocate(demands, int(self.plan.options.rank.value * 1e6), fixed)
 
 
-def _anything(change: Change) -> bool:
-    if isinstance(change, Factors):
-        return bool(change.up.any()) and bool(change.down.any())
-    return bool(change.dense().any())
+def _anything(change: LowRank | Dense) -> bool:
+    return all(bool(tensor.any()) for tensor in change.tensors())
 
 
-def _as_factors(change: Change) -> tuple[Tensor, Tensor]:
-    if isinstance(change, Factors):
-        return change.up, change.down
-    matrix = change.dense()
-    return torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device), matrix
+def _structure(adapter: LayerAdapter, parameter: ParameterPlan, device: torch.device) -> Structure:
+    """The change of ``adapter``, which does not depend on W, without its enlargement, ready in float32."""
+    return replace(adapter, reshape=None).structure(parameter.stored_shape).ready(device, torch.float32)
 
 
-def _linear(changes: Sequence[Change], coefs: Sequence[float]) -> Change:
-    """Σ cᵢ·Dᵢ: factors side by side where all are factors."""
-    used = [(change, c) for change, c in zip(changes, coefs, strict=True) if c != 0.0]
-    factors = [(change, c) for change, c in used if isinstance(change, Factors)]
-    if used and len(factors) == len(used):
-        up = torch.cat([change.up * c for change, c in factors], dim=1)
-        return Factors(up, torch.cat([change.down for change, _ in factors]))
-    total = torch.zeros(changes[0].size, device=changes[0].device)
-    for change, c in used:
-        total.add_(change.dense(), alpha=c)
-    return Dense(total)
+def _alone(stored: Component) -> LayerAdapter:
+    if isinstance(stored, Algorithm):
+        return LayerAdapter(algorithm=stored)
+    assert isinstance(stored, Extra)
+    return LayerAdapter(extras=(stored,))
 
 
-def _as_vector(adapter: LayerAdapter, own: Sequence[LayerAdapter], what: str) -> LayerAdapter:
+def _as_vector(stored: Component, own: Sequence[LayerAdapter], what: str) -> LayerAdapter:
     """A norm stays a norm, in the key it was stored under; anything else is a plain difference."""
-    (part,) = adapter.parts
-    assert isinstance(part, DenseDelta)
-    classes = {type(item) for layer in own for item in layer.weight_components}
-    kind = next(iter(classes)) if len(classes) == 1 else None
-    if kind is None or not issubclass(kind, DenseDelta) or kind.needs_weight:
-        kind = FullBias if what == "bias" else FullWeight
-    return LayerAdapter(parts=(kind(part.change),))
-
-
-def _first_shape(parameter: ParameterPlan) -> tuple[int, int] | None:
-    core = parameter.contributions[0].adapter.core
-    return core.first_shape if isinstance(core, LoKr) else None
-
-
-def _plain(adapter: LayerAdapter) -> LayerAdapter:
-    """Without its bias and its enlargement, which the comparison of weights has nothing to do with."""
-    return replace(adapter, bias_parts=(), reshape=None)
+    (change,) = (value for _, value in stored.tensors())
+    kinds = {type(item): item for layer in own for item in layer.weight_components}
+    (only,) = kinds.values() if len(kinds) == 1 else (None,)
+    held = only.holding(change) if isinstance(only, Extra) else None
+    return whole_change(change, what) if held is None else LayerAdapter(extras=(held,))
 
 
 def _stored_dtype(parameter: ParameterPlan) -> torch.dtype:

@@ -1,8 +1,8 @@
 """What every algorithm computes, written from its formula in numpy float64, and how close is close enough.
 
 Nothing of the library is used here, not even its names for things: an oracle reads the tensors as a file
-stores them, and works by loops, outer products and einsum. **A new algorithm** adds one decorated function
-to the module that it belongs to:
+stores them, and works by loops, outer products and einsum. **A new algorithm** adds one decorated function,
+in a module of its own or one that it belongs to:
 
     @oracle("ia3", "weight", "on_input")
     def _ia3(tensors, weight):
@@ -24,9 +24,15 @@ anywhere breaks that.
 
 from __future__ import annotations
 
-from . import additive, multiplying, rotating  # noqa: F401 - they register their formulas
+from importlib import import_module
+from pkgutil import iter_modules
+
 from ._compare import check_delta, check_rounded_once, round_once, same_bits, tolerance, ulp
 from ._registry import ORACLES, Oracle, expected_delta, oracle, to_numpy
+
+for _module in sorted(module.name for module in iter_modules(__path__)):  # they register their formulas
+    if not _module.startswith("_"):
+        import_module(f".{_module}", __name__)
 
 __all__ = [
     "ORACLES",

@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from samples import PEFT_SAMPLES
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
@@ -217,6 +218,10 @@ CASES = (
     ),
     PeftCase("IA3, outputs", peft.IA3Config, LINEAR, {"feedforward_modules": []}, 0.3, 1.0),
     PeftCase("IA3, inputs", peft.IA3Config, LINEAR, {"feedforward_modules": list(LINEAR)}, 0.3, 1.0),
+    *(  # those that stand beside the samples of their algorithm
+        PeftCase(s.name, getattr(peft, s.config), s.layers, s.options, s.spread, s.middle)
+        for s in PEFT_SAMPLES
+    ),
 )
 
 #: What a reader must not apply, with a part of the reason it has to give.

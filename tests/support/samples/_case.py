@@ -36,8 +36,6 @@ class Case:
     #: Largest error of ΔW computed in float32 and in float64, as a share of max|ΔW|.
     tol32: float = 1e-5
     tol64: float = 1e-12
-    #: How far ΔW of the prepared form may be from that of the unprepared one in float64, in the same share.
-    tol_prepared: float = 1e-10
     #: Which weights of other shapes it fits as well: an (IA)³ or an OFT knows one side of its weight only.
     also_fits: Callable[[tuple[int, ...]], bool] = lambda shape: False
 

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from ._case import LAYERS, Case, Draw, alpha, samples
-from .rotating import PREPARED
 
 
 def _lora(draw: Draw, shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -30,7 +29,7 @@ def _magnitudes(draw: Draw, shape: tuple[int, ...], axis: int) -> Tensor:
 
 def _both(shape: tuple[int, ...], axis: int) -> dict[str, Any]:
     """What is said of an OFT under a DoRA: see rotating.py, but for a DoRA that counts inputs too."""
-    return {**PREPARED, "also_fits": lambda other: other[: axis + 1] == shape[: axis + 1]}
+    return {"also_fits": lambda other: other[: axis + 1] == shape[: axis + 1]}
 
 
 @samples("dora")

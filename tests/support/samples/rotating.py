@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._case import LAYERS, Case, Draw, alpha, kernel_size, same_outputs, samples
-
-# R = (I + Q)(I − Q)⁻¹ is prepared in float64 and kept in float32: 6e-8 of R, which is about 1, and R − I is
-# what changes the weight, a tenth of that or more in these samples.
-PREPARED: dict[str, Any] = {"tol_prepared": 2e-6}
 
 
 def _turned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -38,7 +33,7 @@ def _oft_diag(draw: Draw) -> Iterator[Case]:
 def _oft(draw: Draw) -> Iterator[Case]:
     def case(variant: str, shape: tuple[int, ...], size: int, **more: Tensor) -> Case:
         tensors = {"oft_blocks": draw(shape[0] // size, size, size), **more}
-        return Case(variant, ("oft",), tensors, shape, also_fits=same_outputs(shape[0]), **PREPARED)
+        return Case(variant, ("oft",), tensors, shape, also_fits=same_outputs(shape[0]))
 
     for kind, size in (("linear", 4), ("linear_wide", 6), ("conv1d_3", 4), ("conv2d_1x1", 2)):
         yield case(kind, LAYERS[kind], size, alpha=alpha(0))
@@ -60,7 +55,7 @@ def _oft_split(draw: Draw) -> Iterator[Case]:
             tensors["alpha"] = alpha(a)
         outputs = sum(n * b for n, b in parts)
         fits = same_outputs(outputs)
-        return Case(variant, ("oft_split",), tensors, (outputs, *columns), also_fits=fits, **PREPARED)
+        return Case(variant, ("oft_split",), tensors, (outputs, *columns), also_fits=fits)
 
     yield case("qkv", (16,), (2, 4), (2, 4), (2, 4))
     # Each part has a bound of its own, above the norms of two of them and below those of the others.
@@ -76,7 +71,7 @@ def _boft_diag(draw: Draw) -> Iterator[Case]:
         tensors = _turned({"oft_blocks": draw(stages, blocks, size, size)})
         if kind != "linear":
             tensors["rescale"] = 1 + draw(shape[0], *(1,) * (len(shape) - 1))
-        yield Case(kind, ("boft_diag",), tensors, shape, also_fits=same_outputs(shape[0]), **PREPARED)
+        yield Case(kind, ("boft_diag",), tensors, shape, also_fits=same_outputs(shape[0]))
 
 
 @samples("boft")
@@ -84,7 +79,7 @@ def _boft(draw: Draw) -> Iterator[Case]:
     def case(variant: str, shape: tuple[int, ...], blocks: int, **more: Tensor) -> Case:
         stages, size = blocks.bit_length(), shape[0] // blocks
         tensors = {"oft_blocks": draw(stages, blocks, size, size), **more}
-        return Case(variant, ("boft",), tensors, shape, also_fits=same_outputs(shape[0]), **PREPARED)
+        return Case(variant, ("boft",), tensors, shape, also_fits=same_outputs(shape[0]))
 
     yield case("linear", LAYERS["linear"], 4, alpha=alpha(0))
     yield case("conv3d_3-one_block", LAYERS["conv3d_3"], 1, alpha=alpha(0))
@@ -138,4 +133,4 @@ def _boft_inputs(draw: Draw) -> Iterator[Case]:
         def also_fits(other: tuple[int, ...], shape: tuple[int, ...] = shape, columns: int = columns) -> bool:
             return len(other) > 0 and other[0] == shape[0] and torch.Size(other[1:]).numel() == columns
 
-        yield Case(kind, ("boft_inputs",), tensors, shape, also_fits=also_fits, **PREPARED)
+        yield Case(kind, ("boft_inputs",), tensors, shape, also_fits=also_fits)

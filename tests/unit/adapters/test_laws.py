@@ -17,17 +17,21 @@ from samples import CASES, Case, Target
 from torch import Tensor
 
 from lycoris_algos import LayerAdapter
-from lycoris_algos.adapters import component, cores, modifiers, parts
+from lycoris_algos.adapters import algorithms, component, extras, modifiers
 from lycoris_algos.ops.rows import rows_per_block
+from lycoris_algos.structures import Structure, apply_
 
 # ---- the samples cover the library --------------------------------------------------------------------
 
 
-#: Not made from a layer's tensors alone. A new shape and a window make no change by themselves
-#: (test_reshape.py, test_window.py); a residual that holds the base weight as well is stored exactly like
-#: one that does not, and only network/corrections.py tells it apart (tests/unit/network/test_corrections.py).
-ELSEWHERE = ("reshape", "window", "sparse_target")
-CHANGING = [cls for cls in (*cores(), *parts(), *modifiers()) if cls.algo not in ELSEWHERE]
+#: Not made from a layer's tensors alone. A new shape makes no change by itself (test_reshape.py); a
+#: residual that holds the base weight as well is stored exactly like one that does not, and only
+#: network/corrections.py tells it apart (tests/unit/network/test_corrections.py).
+ELSEWHERE = ("reshape", "sparse_target")
+#: What is solved or contracted beforehand is kept in float32: 6e-8 of a rotation R, and R − I, a tenth of
+#: it or more in the samples, is what changes the weight.
+PREPARED = 2e-6
+CHANGING = [cls for cls in (*algorithms(), *extras(), *modifiers()) if cls.algo not in ELSEWHERE]
 
 
 @pytest.mark.parametrize("cls", CHANGING, ids=lambda cls: cls.algo)
@@ -37,7 +41,7 @@ def test_every_algorithm_has_an_oracle_and_samples(cls: type) -> None:
     assert own, "write its samples in tests/support/samples"
     stored = frozenset().union(*(case.tensors for case in own))
     assert cls.keys.names <= stored, f"no sample stores {sorted(cls.keys.names - stored)}"
-    # A part that follows from its core's tensors has no keys of its own.
+    # An extra that follows from its algorithm's tensors has no keys of its own.
     assert cls.keys.names in (ORACLES[cls.algo].keys, frozenset())
 
 
@@ -130,7 +134,7 @@ def test_low_rank_factors_are_the_delta_and_smaller(target: Target) -> None:
     expected = expected_delta(target.algos, target.case.tensors, weight)
     check_delta((up @ down).reshape(weight.shape), expected, target.case, torch.float64)
     alone = layer.low_rank()
-    assert (alone is None) == layer.needs_weight
+    assert (alone is None) == (layer.needs_weight or layer.matrix_shape is None)
     if alone is not None:
         got = (alone[0] @ alone[1]).reshape(weight.shape)
         assert got.dtype == torch.float32
@@ -216,12 +220,13 @@ def test_fused_update_is_the_delta_that_is_formed(target: Target) -> None:
 @every_target
 def test_preparing_changes_nothing(target: Target) -> None:
     layer, start = adapter(target), target.weight(torch.float64)
-    prepared = layer.prepare(lambda: start)
+    prepared = layer.structure(start.shape, torch.float32, lambda: start)
     expected = to_numpy(layer.delta(start))
-    flat = LayerAdapter.from_values(iter(prepared.to_values()))
-    for other in (prepared, flat) if target.what == "weight" else (prepared,):
-        error = np.abs(to_numpy(other.delta(start)) - expected).max()
-        assert error <= target.case.tol_prepared * np.abs(expected).max()
+    flat = Structure.from_values(iter(prepared.to_values()))
+    matrix = start.reshape(start.shape[0], -1)
+    for other in (prepared, flat):
+        got = to_numpy(other.ready(start.device, torch.float64).delta(matrix)).reshape(expected.shape)
+        assert np.abs(got - expected).max() <= PREPARED * np.abs(expected).max()
 
 
 @every_target
@@ -229,12 +234,12 @@ def test_the_prepared_form_updates_weights_of_every_dtype(target: Target) -> Non
     # It is what changes a model: prepared once from its weight, kept in float32.
     for dtype in WEIGHT_DTYPES:
         start = target.weight(dtype)
-        prepared = adapter(target).prepare(lambda start=start: start)
+        prepared = adapter(target).structure(start.shape, base=lambda start=start: start)
         base = to_numpy(start)
         change = 0.7 * expected_delta(target.algos, target.case.tensors, start)
         tau = tolerance(target.case, dtype, base, change)
-        tau = tau + target.case.tol_prepared * np.abs(change).max(initial=0.0)
-        check_rounded_once(prepared.add_to_(start.clone(), 0.7), base + change, tau)
+        tau = tau + PREPARED * np.abs(change).max(initial=0.0)
+        check_rounded_once(apply_(start.clone(), [(prepared, 0.7)]), base + change, tau)
 
 
 # ---- where blocks of rows end -------------------------------------------------------------------------

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from laws import FACTOR_DTYPES, adapter, every_case, every_target, factors, moved_
-from oracles import same_bits, to_numpy
+from laws import FACTOR_DTYPES, adapter, every_case, every_target, factors
+from oracles import same_bits
 from samples import Case, Target
-from torch import Tensor
 
 from lycoris_algos import LayerAdapter, ShapeMismatchError
-from lycoris_algos.adapters import cores, modifiers, parts
+from lycoris_algos.adapters import algorithms, suffixes_beside
 
 # ---- the factors --------------------------------------------------------------------------------------
 
@@ -29,26 +27,10 @@ def test_factors_stay_as_they_are(target: Target) -> None:
             layer.delta(target.weight(dtype))
             layer.add_to_(target.weight(dtype), 0.7)
             for part in layer.weight_components:
-                part.ready(target.shape, torch.device("cpu"), torch.float64)
+                made = part.structure(target.shape, base=lambda: target.weight())
+                made.ready(torch.device("cpu"), torch.float64)
         assert all(same_bits(stored[suffix], before[suffix]) for suffix in stored)
         assert held == {suffix: value.data_ptr() for suffix, value in factors(layer).items()}
-
-
-@every_target
-def test_ready_is_idempotent(target: Target) -> None:
-    device = torch.device("cpu")
-    for part in adapter(target).weight_components:
-        for dtype in (torch.float32, torch.float64):
-            once = part.ready(target.shape, device, dtype)
-            twice = once.ready(target.shape, device, dtype)
-            assert type(twice) is type(once)
-            first, second = dict(once.tensors()), dict(twice.tensors())
-            assert first.keys() == second.keys()
-            for name, value in first.items():
-                assert same_bits(value, second[name])
-                assert value.data_ptr() == second[name].data_ptr(), f"{name} was copied again"
-            weight = target.weight(dtype).reshape(target.shape[0], -1) if part.needs_weight else None
-            assert same_bits(once.ready_delta(weight), twice.ready_delta(weight))
 
 
 @every_target
@@ -87,36 +69,14 @@ def test_tensors_survive_the_round_trip(case: Case) -> None:
 
 
 @every_case
-def test_values_survive_the_flat_form(case: Case) -> None:
-    layer = LayerAdapter.from_tensors(case.tensors)
-    flat = layer.to_values()
-    assert all(isinstance(item, Tensor | float | int | str | None) for item in flat)
-    values = iter((*flat, "what follows"))
-    back = LayerAdapter.from_values(values)
-    assert list(values) == ["what follows"]  # exactly its own items are taken
-    assert tuple(part.algo for part in back.components()) == case.algos
-    if not case.algos:
-        return
-    kept = layer.to_tensors()
-    for suffix, value in back.to_tensors().items():
-        assert same_bits(value, kept[suffix])
-    assert all(any(value is item for item in flat) for value in factors(back).values())
-    # As ComfyUI does it: every tensor of the flat form is moved, everything else stays.
-    moved = LayerAdapter.from_values(iter([moved_(item) for item in flat]))
-    weight = next(case.targets()).weight()
-    assert np.allclose(to_numpy(moved.delta(weight)), to_numpy(layer.delta(weight)), rtol=0, atol=1e-6)
-
-
-@every_case
-def test_exactly_one_core_accepts_the_tensors(case: Case) -> None:
-    taken = frozenset().union(*(kind.keys.names for kind in (*parts(), *modifiers())))
-    rest = {suffix: value for suffix, value in case.tensors.items() if suffix not in taken}
+def test_exactly_one_algorithm_accepts_the_tensors(case: Case) -> None:
+    rest = {suffix: value for suffix, value in case.tensors.items() if suffix not in suffixes_beside()}
     accepting = [
-        core.algo
-        for core in cores()
-        if rest and not core.keys.problems(rest) and not core.shape_problems(rest)
+        kind.algo
+        for kind in algorithms()
+        if rest and not kind.keys.problems(rest) and not kind.shape_problems(rest)
     ]
-    names = {core.algo for core in cores()}
+    names = {kind.algo for kind in algorithms()}
     assert accepting == [algo for algo in case.algos if algo in names]
 
 

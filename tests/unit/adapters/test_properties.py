@@ -13,7 +13,7 @@ from samples import Case
 from strategies import STRATEGIES, any_case, multipliers, weight_dtypes
 
 from lycoris_algos import LayerAdapter, apply_
-from lycoris_algos.adapters import cores
+from lycoris_algos.adapters import algorithms
 
 blocks = st.integers(1, 600)
 
@@ -22,8 +22,10 @@ def base_weight(case: Case, dtype: torch.dtype) -> torch.Tensor:
     return next(case.targets()).weight(dtype)
 
 
-def test_every_core_has_a_strategy() -> None:
-    assert {core.algo for core in cores()} <= STRATEGIES.keys(), "write one in tests/support/strategies.py"
+def test_every_algorithm_has_a_strategy() -> None:
+    assert {kind.algo for kind in algorithms()} <= STRATEGIES.keys(), (
+        "write one in tests/support/strategies.py"
+    )
 
 
 @given(any_case(), weight_dtypes)
@@ -67,11 +69,11 @@ def test_update_goes_into_any_view(case: Case, multiplier: float, block: int, ra
 
 
 @given(any_case())
-def test_exactly_one_core_accepts_and_nothing_is_lost(case: Case) -> None:
+def test_exactly_one_algorithm_accepts_and_nothing_is_lost(case: Case) -> None:
     accepting = [
-        core.algo
-        for core in cores()
-        if not core.keys.problems(case.tensors) and not core.shape_problems(case.tensors)
+        kind.algo
+        for kind in algorithms()
+        if not kind.keys.problems(case.tensors) and not kind.shape_problems(case.tensors)
     ]
     assert accepting in ([], list(case.algos))
     layer = LayerAdapter.from_tensors(case.tensors)

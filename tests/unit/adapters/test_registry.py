@@ -20,14 +20,14 @@ from lycoris_algos import (
     UnknownAdapterError,
 )
 from lycoris_algos.adapters import (
+    Algorithm,
     Component,
-    Core,
-    Part,
+    Extra,
+    algorithms,
     component,
-    cores,
+    extras,
     known_suffixes,
     modifiers,
-    parts,
 )
 from lycoris_algos.adapters._keys import KeySpec
 
@@ -52,8 +52,9 @@ CLASS_DATA: dict[str, Any] = {
 
 
 def registry() -> tuple[object, ...]:
-    every = (*cores(), *parts(), *modifiers())
-    return cores(), parts(), modifiers(), known_suffixes(), {cls.algo: component(cls.algo) for cls in every}
+    every = (*algorithms(), *extras(), *modifiers())
+    found = {cls.algo: component(cls.algo) for cls in every}
+    return algorithms(), extras(), modifiers(), known_suffixes(), found
 
 
 @contextmanager
@@ -68,21 +69,21 @@ def define(base: type[Component], data: dict[str, Any], **options: bool) -> type
 
 
 @pytest.mark.parametrize("missing", ["algo", "title", "reference", "keys"])
-@pytest.mark.parametrize("base", [Core, Part])
+@pytest.mark.parametrize("base", [Algorithm, Extra])
 def test_a_class_without_its_class_data_is_an_error(base: type[Component], missing: str) -> None:
     data = {name: value for name, value in CLASS_DATA.items() if name != missing}
     with unchanged_registry(), pytest.raises(TypeError, match=rf"Defined lacks class data: {missing}"):
         define(base, data)
 
 
-def test_a_part_that_does_not_say_what_it_changes_is_an_error() -> None:
+def test_an_extra_that_does_not_say_what_it_changes_is_an_error() -> None:
     data = {name: value for name, value in CLASS_DATA.items() if name != "target"}
     with unchanged_registry(), pytest.raises(TypeError, match="target"):
-        define(Part, data)
+        define(Extra, data)
 
 
 @pytest.mark.parametrize("taken", ["lora", "full_bias"])
-@pytest.mark.parametrize("base", [Core, Part])
+@pytest.mark.parametrize("base", [Algorithm, Extra])
 def test_a_second_class_of_one_name_is_an_error(base: type[Component], taken: str) -> None:
     owner = component(taken).__qualname__
     with unchanged_registry(), pytest.raises(TypeError, match=f"'{taken}' is taken by {owner}"):
@@ -94,36 +95,36 @@ def test_a_subclass_of_an_algorithm_is_not_the_algorithm() -> None:
         type("Defined", (component("lora"),), {})
 
 
-def test_two_parts_may_not_share_a_key() -> None:
+def test_two_extras_may_not_share_a_key() -> None:
     data = {**CLASS_DATA, "keys": KeySpec(required=("own", "diff_b"), optional=("w_norm",))}
     with unchanged_registry(), pytest.raises(TypeError, match=r"Defined and \w+ share \['(diff_b|w_norm)'\]"):
-        define(Part, data)
+        define(Extra, data)
 
 
-def test_a_part_may_not_share_a_key_with_a_modifier() -> None:
+def test_an_extra_may_not_share_a_key_with_a_modifier() -> None:
     with unchanged_registry(), pytest.raises(TypeError, match=r"Defined and \w+ share \['dora_scale'\]"):
-        define(Part, {**CLASS_DATA, "keys": KeySpec(required=("dora_scale",))})
+        define(Extra, {**CLASS_DATA, "keys": KeySpec(required=("dora_scale",))})
 
 
-def test_a_core_may_not_take_the_key_of_a_part() -> None:
-    # Parts are taken out of a layer first: such a core would never see its own tensor.
+def test_an_algorithm_may_not_take_the_key_of_an_extra() -> None:
+    # Extras are taken out of a layer first: such a core would never see its own tensor.
     with unchanged_registry(), pytest.raises(TypeError, match=r"Defined and \w+ share \['diff'\]"):
-        define(Core, {**CLASS_DATA, "keys": KeySpec(required=("own", "diff"))})
+        define(Algorithm, {**CLASS_DATA, "keys": KeySpec(required=("own", "diff"))})
 
 
-@pytest.mark.parametrize("base", [Core, Part])
+@pytest.mark.parametrize("base", [Algorithm, Extra])
 def test_an_intermediate_class_is_not_registered(base: type[Component]) -> None:
     with unchanged_registry():
         define(base, {}, register=False)
 
 
-@pytest.mark.parametrize("cls", [*cores(), *parts(), *modifiers()], ids=lambda cls: cls.algo)
+@pytest.mark.parametrize("cls", [*algorithms(), *extras(), *modifiers()], ids=lambda cls: cls.algo)
 def test_class_data_is_for_people(cls: type[Component]) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9_]*", cls.algo)
     assert cls.title
     assert cls.reference.startswith("https://")
     assert cls.keys.names <= known_suffixes()
-    assert cls.keys.names or cls not in cores()
+    assert cls.keys.names or cls not in algorithms()
     assert component(cls.algo) is cls
     assert (cls.__doc__ or "").strip()
 
@@ -214,7 +215,7 @@ def test_tensors_that_fit_two_algorithms_are_ambiguous(monkeypatch: pytest.Monke
     from lycoris_algos.adapters import _registry
 
     twin = type("Twin", (component("lora"),), {"algo": "twin", "title": "Twin"}, register=False)
-    monkeypatch.setitem(_registry._CORES, "twin", twin)  # type: ignore[arg-type]
+    monkeypatch.setitem(_registry._STORED, "twin", twin)  # type: ignore[arg-type]
     with pytest.raises(AmbiguousAdapterError, match=r"fit several algorithms: LoRA, Twin"):
         LayerAdapter.from_tensors(tensors("lora-linear"))
 

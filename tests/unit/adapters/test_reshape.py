@@ -9,7 +9,15 @@ from oracles import check_rounded_once, expected_delta, same_bits, to_numpy, tol
 from samples import Case
 from torch import Tensor
 
-from lycoris_algos import BadValueError, LayerAdapter, ShapeMismatchError, UnknownAdapterError, apply_
+from lycoris_algos import (
+    BadValueError,
+    LayerAdapter,
+    ShapeMismatchError,
+    UnknownAdapterError,
+    apply_,
+    structures,
+)
+from lycoris_algos.structures import Structure
 
 #: (shape of the weight, shape that is asked for)
 SHAPES = (
@@ -162,8 +170,11 @@ def test_the_shape_survives_files_and_the_flat_form(dtype: torch.dtype) -> None:
     stored = layer.to_tensors()
     assert stored.keys() == tensors.keys()
     assert same_bits(stored["reshape_weight"], torch.tensor((24, 16)))
-    again = LayerAdapter.from_values(iter(layer.to_values()))
-    assert again.new_shape((24, 10)) == layer.new_shape((24, 10)) == (24, 16)
+    structure = layer.structure((24, 10))
+    again = Structure.from_values(iter(structure.to_values()))
+    assert again.new_shape((24, 10)) == structure.new_shape((24, 10)) == layer.new_shape((24, 10)) == (24, 16)
     weight = torch.randn(24, 10)
-    for other in (again, LayerAdapter.from_tensors(stored), layer.prepare(lambda: weight)):
-        assert same_bits(other.delta(weight), layer.delta(weight))
+    expected = layer.add_to_(weight.clone(), 0.7)
+    assert expected.shape == (24, 16)
+    assert same_bits(LayerAdapter.from_tensors(stored).add_to_(weight.clone(), 0.7), expected)
+    assert same_bits(structures.apply_(weight.clone(), [(again, 0.7)]), expected)

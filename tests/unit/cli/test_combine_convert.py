@@ -57,7 +57,7 @@ def test_combine(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(again) == 0
     second = tmp_path / "out_00002.safetensors"
     assert capsys.readouterr().out.strip() == str(second)
-    core = lycoris_algos.load(second)[LAYER].core
+    core = lycoris_algos.load(second)[LAYER].algorithm
     assert core is not None
     assert core.rank == 3
 

@@ -14,11 +14,10 @@ from samples import CASES, Case
 
 import lycoris_algos
 from lycoris_algos import BadValueError
-from lycoris_algos.adapters import cores, modifiers, parts
+from lycoris_algos.adapters import algorithms, extras, modifiers
 from lycoris_algos.merge.combine import (
     METHODS,
     CombineOptions,
-    Output,
     RankKind,
     RankRule,
     plan_combine,
@@ -26,7 +25,9 @@ from lycoris_algos.merge.combine import (
 from lycoris_algos.merge.combine.plan import Route
 from lycoris_algos.network import StackEntry
 
-KINDS = [kind for kind in (*cores(), *parts(), *modifiers()) if kind.keys.names and kind.algo != "reshape"]
+KINDS = [
+    kind for kind in (*algorithms(), *extras(), *modifiers()) if kind.keys.names and kind.algo != "reshape"
+]
 
 
 def test_every_algorithm_is_here() -> None:
@@ -61,7 +62,8 @@ def test_the_result_is_the_formula(case: Case, method: str) -> None:
         difference = np.abs(got - wanted)
         if not METHODS[method].linear:
             # A selection may fall on the other side where two elements differ by a rounding.
-            assert np.mean(difference > 1e-5 * scale) < 0.01
+            # MiSS repeats its numbers, so that many of them are as large as the last that is kept.
+            assert np.mean(difference > 1e-5 * scale) < (0.05 if "miss" in case.algos else 0.01)
             assert np.median(difference) < 1e-5 * scale
         else:
             assert difference.max() < 1e-5 * scale
@@ -89,7 +91,7 @@ def test_a_plus_b_minus_b_is_a(case: Case) -> None:
 @pytest.mark.parametrize("output", ["lora", "full"])
 def test_every_algorithm_becomes_a_lora_or_a_whole_change(case: Case, output: str) -> None:
     own = adapters(case.tensors)
-    result = combine([StackEntry(own)], base_of(case), output=Output(output), dtype=torch.float32).adapters
+    result = combine([StackEntry(own)], base_of(case), output=output, dtype=torch.float32).adapters
     for target in case.targets():
         weight = target.weight()
         before, after = (s[LAYER] if target.what == "weight" else s[LAYER].bias for s in (own, result))
@@ -194,7 +196,7 @@ def test_the_cheapest_way_is_taken() -> None:
     assert route([a, b], method="ties") == {Route.DENSE}
     one, other = lokr(1), lokr(2)
     shared = lokr(3, w1=one[LAYER].to_tensors()["lokr_w1"])
-    assert route([StackEntry(one), StackEntry(shared)]) == {Route.KRONECKER}
+    assert route([StackEntry(one), StackEntry(shared)]) == {Route.SUMMED}
     assert route([StackEntry(one), StackEntry(other)]) == {Route.DENSE}
 
 
@@ -204,8 +206,8 @@ def test_lokrs_that_share_a_factor_stay_one(which: str) -> None:
     other = lokr(2, **{which.removeprefix("lokr_"): one[LAYER].to_tensors()[which]})
     combined = combine([StackEntry(one, 0.7), StackEntry(other, -0.4)])
     layer = combined.adapters[LAYER]
-    assert layer.core is not None
-    assert layer.core.algo == "lokr"
+    assert layer.algorithm is not None
+    assert layer.algorithm.algo == "lokr"
     wanted = 0.7 * one[LAYER].delta((64, 48)) - 0.4 * other[LAYER].delta((64, 48))
     assert torch.allclose(layer.delta((64, 48)), wanted, atol=1e-5)
     assert combined.largest_error < 1e-5

@@ -16,7 +16,6 @@ from samples import Case
 import lycoris_algos
 from lycoris_algos import AdapterSet, BadValueError, LayerAdapter
 from lycoris_algos.merge.combine import (
-    Output,
     RankKind,
     RankRule,
 )
@@ -42,8 +41,8 @@ def test_resizing_follows_the_rule(kind: str, value: float) -> None:
             parts = s if kind == "sv_cumulative" else s**2
             share = value**2 if kind == "sv_fro" else value
             wanted = int(np.argmax(np.cumsum(parts) >= share * parts.sum())) + 1
-        assert layer.core is not None
-        assert layer.core.rank == wanted
+        assert layer.algorithm is not None
+        assert layer.algorithm.rank == wanted
         assert np.allclose(spectrum(layer)[:wanted], s[:wanted], rtol=1e-4)
 
 
@@ -87,7 +86,7 @@ def test_every_algorithm_can_be_resized(case: Case, rule: RankRule) -> None:
 def test_the_budget_is_respected_and_used(output: str, budget: int, tmp_path: Path) -> None:
     sources = [StackEntry(linear(12, 1)), StackEntry(linear(12, 2))]
     rule = RankRule(RankKind.BUDGET, budget / 1e6)
-    combined = combine(sources, output=Output(output), rank=rule, dtype=torch.float16)
+    combined = combine(sources, output=output, rank=rule, dtype=torch.float16)
     path = lycoris_algos.save(combined.adapters, tmp_path / "x.safetensors")
     assert path.stat().st_size - _metadata_size(combined.adapters) <= budget
     if output in ("same", "lora"):
@@ -112,15 +111,15 @@ def test_a_budget_goes_where_the_energy_is() -> None:
 def test_fits_of_their_own_kind_are_found_again() -> None:
     draw = torch.Generator().manual_seed(3)
     kron = lokr(5)
-    again = combine([StackEntry(kron, 0.5)], output=Output.LOKR, rank=RankRule(RankKind.FIXED, 16), factor=4)
-    assert again.adapters[LAYER].core.algo == "lokr"  # type: ignore[union-attr]
+    again = combine([StackEntry(kron, 0.5)], output="lokr", rank=RankRule(RankKind.FIXED, 16), factor=4)
+    assert again.adapters[LAYER].algorithm.algo == "lokr"  # type: ignore[union-attr]
     assert again.retained > 1 - 1e-9
     hada = {
         f"hada_w{n}_{s}": torch.randn((64, 2) if s == "a" else (2, 48), generator=draw)
         for n in (1, 2)
         for s in "ab"
     }
-    full = combine([StackEntry(adapters(hada))], output=Output.FULL).adapters
-    found = combine([StackEntry(full)], output=Output.LOHA, rank=RankRule(RankKind.FIXED, 2))
+    full = combine([StackEntry(adapters(hada))], output="full").adapters
+    found = combine([StackEntry(full)], output="loha", rank=RankRule(RankKind.FIXED, 2))
     assert found.retained > 0.5
     assert "LoRAs of the same size would keep" in found.report()

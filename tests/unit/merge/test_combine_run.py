@@ -28,7 +28,8 @@ def test_weight_dependent_adapters_need_the_base() -> None:
         sets = [adapters(variant(case, number), f"{number}") for number in (1, 2)]
         sources = [StackEntry(own) for own in sets]
         layer = sets[0][LAYER]
-        if layer.needs_weight or (layer.bias is not None and layer.bias.needs_weight):
+        bias_needs = layer.bias is not None and layer.bias.needs_weight
+        if layer.needs_weight or bias_needs or (layer.weight_components and layer.matrix_shape is None):
             with pytest.raises(NeedsBaseError, match="give the base model"):
                 plan_combine(sources)
         else:

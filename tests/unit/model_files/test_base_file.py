@@ -12,7 +12,6 @@ from torch import Tensor
 import lycoris_algos
 from lycoris_algos.merge.combine import (
     CombineOptions,
-    Output,
     plan_combine,
     run_combine,
 )
@@ -41,7 +40,7 @@ def test_a_layer_that_the_file_has_in_pieces_is_held_against_all_of_them(axis: i
     dora = {**lora(48, 12), "dora_scale": torch.rand((48, 1) if axis == 0 else (1, 12)) + 1}
     own = lycoris_algos.from_tensors({f"{layer}.{suffix}": value for suffix, value in dora.items()})
     with BaseFile(base, [own]) as weights:
-        plan = plan_combine([StackEntry(own)], CombineOptions(output=Output.FULL), weights)
+        plan = plan_combine([StackEntry(own)], CombineOptions(output="full"), weights)
         result = run_combine(plan).adapters[layer]
     wanted = own[layer].delta(torch.cat(pieces).double())
     assert torch.allclose(result.delta((48, 12)).double(), wanted, atol=1e-5)

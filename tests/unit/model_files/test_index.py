@@ -14,7 +14,6 @@ from lycoris_algos import AdapterSet, NoMatchError
 from lycoris_algos.formats import is_text_layer
 from lycoris_algos.io import read_header
 from lycoris_algos.merge import CombineOptions, plan_bake, plan_combine, run_bake, run_combine
-from lycoris_algos.merge.combine import Output
 from lycoris_algos.model_files import BaseFile, Found, LayerIndex, ModelIndex, Spots, index_checkpoint
 from lycoris_algos.network import StackEntry
 
@@ -75,7 +74,7 @@ def test_every_job_finds_the_same_place(
         assert known.is_text(layer) == is_text
         assert known.shape(layer, "weight") == (None if key is None else shape)
         assert (known.same_layer(layer) is None) == (key is None)
-        plan = plan_combine([own], CombineOptions(output=Output.FULL), known)
+        plan = plan_combine([own], CombineOptions(output="full"), known)
         combined = run_combine(plan).adapters
         converted = lycoris_algos.convert(
             own.adapters, strength_model=2.0, strength_clip=3.0, is_text=known.is_text

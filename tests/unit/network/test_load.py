@@ -116,7 +116,7 @@ def test_a_bias_beside_a_core_and_alone() -> None:
     adapters = from_tensors(stored)
     assert adapters.unmatched == ()
     assert adapters["lora_unet_a"].bias is not None
-    assert adapters["lora_unet_n"].core is None
+    assert adapters["lora_unet_n"].algorithm is None
 
 
 # ---- what cannot be used is listed --------------------------------------------------------------------

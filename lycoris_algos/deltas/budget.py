@@ -1,4 +1,4 @@
-"""How many ranks to keep, from singular values: one layer at a time, or a budget for all of them together."""
+"""A budget of bytes for many layers, shared out as ranks to where they keep most."""
 
 from __future__ import annotations
 
@@ -9,39 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import BadValueError
-from .options import RankKind, RankRule
-
-
-def choose(values: Tensor, rule: RankRule) -> int:
-    """Ranks to keep of singular ``values`` (k,), the largest first; at least 1.
-
-    energy t: the fewest with ΣS² ≥ t·total. kohya's rules: sv_ratio t keeps S > S₀/t, sv_cumulative the
-    fewest with ΣS ≥ t·total, sv_fro the fewest with ΣS² ≥ t²·total. exact: those above rounding noise.
-    """
-    s = values.double()
-    if not s.numel() or float(s[0]) == 0.0:
-        return 1
-    if rule.kind is RankKind.FIXED:
-        return min(int(rule.value), s.numel())
-    if rule.kind is RankKind.SV_RATIO:
-        return max(1, int((s > s[0] / rule.value).sum()))
-    if rule.kind is RankKind.SV_CUMULATIVE:
-        return _fewest(s, rule.value)
-    if rule.kind is RankKind.SV_FRO:
-        return _fewest(s.square(), rule.value**2)
-    if rule.kind is RankKind.ENERGY:
-        return _fewest(s.square(), rule.value)
-    return max(1, int((s > s[0] * _NOISE).sum()))
-
-
-# What float32 factors leave where the exact singular value is 0.
-_NOISE = 1e-7
-
-
-def _fewest(parts: Tensor, share: float) -> int:
-    reached = parts.cumsum(0) >= share * parts.sum() * (1 - 1e-12)
-    return int(reached.to(torch.uint8).argmax()) + 1 if bool(reached.any()) else parts.numel()
+from ..errors import BadValueError
 
 
 @dataclass(frozen=True, eq=False)

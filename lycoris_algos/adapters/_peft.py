@@ -1,0 +1,43 @@
+"""What PEFT's LoRA, LoHa and LoKr share: alpha stands in the configuration, or is folded into a factor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from ._base import Algorithm, scale
+from ._trained import PeftReading, PeftSettings
+
+_A = TypeVar("_A", bound=Algorithm)
+
+
+def scaled_by_peft(algorithm: Algorithm, settings: PeftSettings) -> PeftReading:
+    """``algorithm`` with the alpha of PEFT's configuration, where its file has none."""
+    fields: Any = algorithm
+    if fields.alpha is not None:
+        return PeftReading(algorithm)
+    alpha = settings.of_layer("alpha_pattern", "lora_alpha", "alpha")
+    # PEFT divides by the rank it was asked for, also where a LoKr has no low-rank factor to tell it.
+    rank = algorithm.rank or settings.of_layer("rank_pattern", "r")
+    if alpha is None or not rank:
+        return PeftReading(algorithm)
+    alpha *= math.sqrt(rank) if settings["use_rslora"] is True else 1.0
+    if algorithm.rank is None:
+        scaled = replace(fields, fixed_scale=alpha / rank)
+    else:
+        scaled = replace(fields, alpha=alpha)
+    # A bias of lora_B is scaled with its matrix; only lora_bias makes one.
+    return PeftReading(scaled, "alpha from PEFT's configuration in the metadata", alpha / rank)
+
+
+def folded(algorithm: _A) -> _A:
+    """``algorithm`` with its scale in a factor, so that nothing but its factors tells what it does."""
+    fields: Any = algorithm
+    own = scale(fields.alpha, algorithm.rank, fields.fixed_scale)
+    if own != 1.0:
+        fields = algorithm.cast(torch.float32).multiplied(own)
+    found: _A = replace(fields, alpha=None, fixed_scale=None)
+    return found

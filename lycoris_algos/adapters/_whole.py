@@ -1,0 +1,65 @@
+"""Extras that store their change as it is, element for element. One form, four keys (full.py, norm.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import ShapeMismatchError
+from ..ops.dtypes import times
+from ..structures import Dense
+from ._base import FLOAT, Base, Extra, Shape
+from ._fitting import FitRequest, Fitted
+
+
+@dataclass(frozen=True, eq=False)
+class WholeTensor(Extra, register=False):
+    """A tensor in the parameter's own shape."""
+
+    change: Tensor
+
+    def check(self) -> None:
+        if self.change.numel() == 0:
+            raise ShapeMismatchError(f"{self.title} holds an empty tensor")
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        shape = self.change.shape
+        return (shape[0] if shape else 1), math.prod(shape[1:])
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return tuple(self.change.shape)
+
+    def fits(self, shape: Sequence[int]) -> None:
+        # As matrices: a 1×1 convolution may be a Linear to the model, and a change that was combined without
+        # the base weight is flat, since nothing told its kernel.
+        if self.matrix_shape != (shape[0] if shape else 1, math.prod(shape[1:])):
+            raise ShapeMismatchError(
+                f"{self.title} is {'×'.join(map(str, self.change.shape))}, "
+                f"but the {self.target} is {'×'.join(map(str, shape))}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class WholeChange(WholeTensor, register=False):
+    """ΔW is the stored tensor."""
+
+    def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Dense:
+        return Dense(self.change.reshape(self.matrix_shape))
+
+    def multiplied(self, factor: float) -> WholeChange:
+        return replace(self, change=times(self.change, factor))
+
+    def holding(self, change: Tensor) -> WholeChange:
+        return replace(self, change=change)
+
+
+def fit_whole(cls: type[WholeChange], request: FitRequest) -> Fitted:
+    """All of it, in the weight's shape, or flat where nothing tells its kernel."""
+    shape = request.size if request.shape is None else tuple(request.shape)
+    return Fitted(cls(request.change.delta().reshape(shape)))

@@ -1,0 +1,18 @@
+"""One layer's ΔW in its cheapest form: made of adapters, added up, measured, fitted into a size."""
+
+from __future__ import annotations
+
+from .budget import Demand, allocate
+from .forms import change_of, factors_of, gram, weighted_sum
+from .measure import Difference, difference
+
+__all__ = [
+    "Demand",
+    "Difference",
+    "allocate",
+    "change_of",
+    "difference",
+    "factors_of",
+    "gram",
+    "weighted_sum",
+]
