@@ -32,6 +32,9 @@ if sys.platform != "win32":
 # Where locks do not work, a part that nobody has touched for so long is taken for abandoned.
 _ABANDONED_AFTER_S = 24 * 3600
 _MAX_COUNTER = 99_999
+# The name that is wanted; the number of the writer.
+_PART = re.compile(r"\.(.+)\.\d+(?:-\d+)?\.part", re.DOTALL)
+_SUFFIXES = (".safetensors", ".sft")
 # Bytes of one call. Measured on ext4: calls of 64 MB take seven times as long for the same bytes.
 _CALL = 1 << 20
 # From so many bytes on, a file is flushed while it grows.
@@ -45,7 +48,7 @@ class PartFile:
     """One hidden file being written. Call ``publish`` or ``discard`` exactly once at the end."""
 
     def __init__(self, wanted: Path) -> None:
-        """Creates the part for ``wanted``, after removing parts of killed writers of that name.
+        """Creates the part for ``wanted``, after removing parts that killed writers left in its folder.
 
         Raises OSError.
         """
@@ -110,11 +113,16 @@ class PartFile:
 
 
 def remove_abandoned_parts(wanted: Path) -> None:
-    """Removes parts for ``wanted`` whose writers are gone. Best effort: trouble is no error."""
-    pattern = re.compile(re.escape(f".{wanted.name}.") + r"\d+(-\d+)?\.part")
+    """Removes parts beside ``wanted`` whose writers are gone. Best effort: trouble is no error.
+
+    They are those for that name, and all for safetensors files: nobody may ever write the name of a run that
+    was killed again, and its part can be as large as a model.
+    """
     with contextlib.suppress(OSError):
         for path in list(wanted.parent.iterdir()):
-            if pattern.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            match = _PART.fullmatch(path.name)
+            ours = match is not None and (match[1] == wanted.name or match[1].endswith(_SUFFIXES))
+            if ours and path.is_file() and not path.is_symlink():
                 with contextlib.suppress(OSError):
                     _remove_if_abandoned(path)
 

@@ -134,11 +134,9 @@ def test_a_killed_writer_leaves_no_model_and_its_part_is_removed(tmp_path: Path)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert names(tmp_path) == [part, "x.safetensors"]
-    # another name does not concern itself with it, and the next write of its name removes it.
+    # and the next write in this folder removes it, whatever its name.
     save_tensors(tmp_path / "y.safetensors", {})
-    assert part in names(tmp_path)
-    save_tensors(tmp_path / "x.safetensors", {})
-    assert names(tmp_path) == ["x.safetensors", "x_00002.safetensors", "y.safetensors"]
+    assert names(tmp_path) == ["x.safetensors", "y.safetensors"]
 
 
 def test_a_part_of_our_own_process_number_is_abandoned_or_not(tmp_path: Path) -> None:
@@ -195,16 +193,27 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(
     assert calls == ["file", "name", "folder"]
 
 
-def test_only_parts_of_this_name_are_removed(tmp_path: Path) -> None:
+def test_the_part_of_another_name_is_safe_while_its_writer_lives(tmp_path: Path) -> None:
+    with SafetensorsWriter(tmp_path / "x.safetensors", {"a": (torch.float32, ())}) as out:
+        save_tensors(tmp_path / "y.safetensors", {})
+        out.write("a", torch.tensor(1.0))
+    assert names(tmp_path) == ["x.safetensors", "y.safetensors"]
+
+
+def test_only_our_own_parts_are_removed(tmp_path: Path) -> None:
     strangers = [
+        ".12.part",
+        ".video.mp4.12.part",
+        ".x.safetensors.aria2.part",
         ".x.safetensors.12.part.safetensors",
         ".x.safetensors.notes.part",
         ".xxsafetensors.12.part",
-        ".y.x.safetensors.12.part",
         "x.safetensors.12.part",
     ]
-    for name in strangers:
+    ours = [".x.safetensors.12.part", ".other name.safetensors.7-3.part", ".y.sft.1.part"]
+    for name in (*strangers, *ours):
         (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (0, 0))  # without locks only age tells
     save_tensors(tmp_path / "x.safetensors", {})
     assert names(tmp_path) == sorted([*strangers, "x.safetensors"])
 
