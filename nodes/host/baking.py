@@ -16,10 +16,11 @@ from ...lycoris_algos.io import read_header
 from ...lycoris_algos.merge.bake import bake_report, plan_bake, run_bake
 from ...lycoris_algos.network import Stack
 from ...lycoris_algos.ops.dtypes import STORED_DTYPES
+from ...lycoris_algos.text import quoted
 from .applying import OnUnmatched
-from .paths import fingerprint
+from .paths import fingerprint, require_chosen
 from .progress import check_cancel, progress_bar, stop_if_cancelled
-from .saving import output_path
+from .saving import folder_of, output_path
 
 #: What the node calls "the number type that each tensor of the base has".
 AS_BASE = "as base"
@@ -39,12 +40,13 @@ def base_names() -> list[str]:
 
 
 def base_path(name: str) -> Path:
-    """The file that ``name`` (as listed) stands for. Raises FileNotFoundError, in words, if it is gone."""
+    """The file that ``name`` (as listed) stands for. Raises FileNotFoundError, in words, if there is none."""
+    require_chosen(name)
     folder, _, inner = name.partition("/")
     found = folder_paths.get_full_path(folder, inner) if folder in _FOLDERS else None
     if found is None:
         raise FileNotFoundError(
-            f"the model '{name}' is not there any more. Put it back, or choose another one (press R to "
+            f"the model {quoted(name)} is not there any more. Put it back, or choose another one (press R to "
             "refresh the list)"
         )
     return Path(found)
@@ -90,14 +92,15 @@ def bake_stack(
         plan.require(everything=on_unmatched is OnUnmatched.ANYTHING)
     target = output_path(_FOLDERS[base.partition("/")[0]], filename_prefix)
     try:
-        result = run_bake(
-            plan,
-            source,
-            target,
-            device=comfy.model_management.get_torch_device(),
-            progress=progress_bar(len(plan.tensors), node_id),
-            cancel=check_cancel,
-        )
+        with folder_of(target):
+            result = run_bake(
+                plan,
+                source,
+                target,
+                device=comfy.model_management.get_torch_device(),
+                progress=progress_bar(len(plan.tensors), node_id),
+                cancel=check_cancel,
+            )
     except CancelledError:
         stop_if_cancelled()
         raise

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ...lycoris_algos.text import quoted
+
 FOLDERS = ("loras", "lycoris")
 _SUFFIXES = {".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin"}
 _PREFIX = "lycoris/"
@@ -32,19 +34,26 @@ def adapter_names() -> list[str]:
 
 
 def adapter_path(name: str) -> Path:
-    """The file that ``name`` (as listed) stands for. Raises FileNotFoundError, in words, if it is gone.
+    """The file that ``name`` (as listed) stands for. Raises FileNotFoundError, in words, if there is none.
 
     ComfyUI resolves it, which keeps it inside the model folders whatever ``name`` says.
     """
+    require_chosen(name)
     places = [_listed().get(name), *((folder, name) for folder in FOLDERS)]
     for folder, inner in filter(None, places):
         found = folder_paths.get_full_path(folder, inner)
         if found is not None:
             return Path(found)
     raise FileNotFoundError(
-        f"the file '{name}' is not in the folders 'loras' or 'lycoris' any more. "
+        f"the file {quoted(name)} is not in the folders 'loras' or 'lycoris' any more. "
         "Put it back, or choose another one (press R to refresh the list)"
     )
+
+
+def require_chosen(name: object) -> None:
+    """Raises FileNotFoundError, in words, for a widget without a value: an imported workflow may have one."""
+    if not isinstance(name, str) or not name:
+        raise FileNotFoundError("no file is chosen: choose one from the list (press R to refresh it)")
 
 
 def _listed() -> dict[str, tuple[str, str]]:

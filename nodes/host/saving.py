@@ -6,16 +6,26 @@ what was written is remembered by the node's widgets, and their fingerprint chan
 
 from __future__ import annotations
 
+import errno
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import folder_paths
 
+from ...lycoris_algos import LycorisError
+from ...lycoris_algos.text import quoted
+
 _FORBIDDEN = frozenset('<>:"|?*')
-_PORTS = (f"{device}{number}" for device in ("com", "lpt") for number in range(1, 10))
-_RESERVED = frozenset({"con", "prn", "aux", "nul", *_PORTS})
+# Names of devices on Windows, whatever follows after a dot; it takes ¹, ² and ³ for digits.
+_PORTS = (f"{device}{digit}" for device in ("com", "lpt") for digit in "0123456789¹²³")
+_RESERVED = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$", "clock$", *_PORTS})
+# File systems take 255 bytes (or as many pairs of bytes), and a counter, the suffix and what marks an
+# unfinished file come to a name.
 _MAX_PART = 120
+_MAX_BYTES = 200
 
 _written: dict[tuple[str, ...], set[Path]] = defaultdict(set)
 _generation: dict[tuple[str, ...], int] = defaultdict(int)
@@ -24,24 +34,64 @@ _generation: dict[tuple[str, ...], int] = defaultdict(int)
 def output_path(folder: str, prefix: str, suffix: str = ".safetensors") -> Path:
     """The file that ``prefix`` ("name" or "sub/name") means below ``folder`` of the output folder.
 
-    Its folder exists afterwards. Raises ValueError where a link would lead out of the output folder.
+    Nothing is made. Raises LycorisError where a link would lead out of the output folder.
     """
     root = Path(folder_paths.get_output_directory()) / folder
     parts = [part for part in map(_safe, prefix.replace("\\", "/").split("/")) if part]
     path = root.joinpath(*(parts or ["lycoris"]))
     if path.suffix == suffix:
         path = path.with_suffix("")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.parent.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"'{prefix}' leads out of the folder '{root}': choose another name")
+    if not _inside(path.parent, root):
+        raise LycorisError(
+            f"{quoted(prefix)} leads out of the folder {quoted(str(root))}: choose another name"
+        )
     return path.with_name(path.name + suffix)
+
+
+@contextmanager
+def folder_of(path: Path) -> Iterator[None]:
+    """The folder of ``path`` exists within the block, which writes there.
+
+    What had to be made for that is removed again if the block fails, unless there is something in it. Raises
+    LycorisError, in words, if it cannot be made.
+    """
+    made: list[Path] = []
+    try:
+        try:
+            made += [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LycorisError(f"the folder of {quoted(path.name)} cannot be made: {_why(error)}") from error
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty: another run writes there too
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+def _inside(folder: Path, root: Path) -> bool:
+    """Whether ``folder``, links followed as far as it exists, lies in ``root``."""
+    try:
+        return folder.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
+def _why(error: OSError) -> str:
+    # Windows has no other word for a path that is too long than that there is none.
+    if error.errno == errno.ENAMETOOLONG or isinstance(error, FileNotFoundError):
+        return "its name is too long, choose a shorter one"
+    return f"the system reports: {error.strerror or error}"
 
 
 def _safe(part: str) -> str:
     """One component of a path with nothing in it that a file system takes for more than a name."""
-    kept = "".join(c for c in part if c not in _FORBIDDEN and unicodedata.category(c)[0] != "C")
-    kept = kept[:_MAX_PART].strip(" .")
-    return f"_{kept}" if kept.split(".")[0].lower() in _RESERVED else kept
+    kept = "".join(
+        c for c in part[: 2 * _MAX_PART] if c not in _FORBIDDEN and unicodedata.category(c)[0] != "C"
+    )
+    kept = kept[:_MAX_PART].encode()[:_MAX_BYTES].decode(errors="ignore").strip(" .")
+    return f"_{kept}" if kept.split(".")[0].rstrip().lower() in _RESERVED else kept
 
 
 def remember(path: Path, *widgets: object) -> None:
