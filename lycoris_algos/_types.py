@@ -10,7 +10,7 @@ from torch import Tensor
 #: Tensors of one file, by their key in the file.
 StateDict: TypeAlias = Mapping[str, Tensor]
 
-#: ``progress(done, total, what)``: called now and then by long work.
+#: ``progress(done, total, what)``: called before each step of long work, which it names, and at the end.
 Progress: TypeAlias = Callable[[int, int, str], None]
 
 #: ``cancel()`` answers True when the user wants long work to stop.

@@ -10,11 +10,16 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from .text import bounded
+
 _E = TypeVar("_E", bound="LycorisError")
 
 
 class LycorisError(Exception):
-    """Base of all errors of this library."""
+    """Base of all errors of this library. Whatever got into ``message``, it is kept bounded and harmless."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(bounded(message))
 
     def with_context(self: _E, context: str) -> _E:
         """The same error with ``context`` ("file 'x.safetensors'") put before its message."""

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..ops.ranks import RankRule
 from ..structures import Structure
+from ..text import Brief
 
 if TYPE_CHECKING:
     from ._base import Algorithm, Component
 
 
 @dataclass(frozen=True, eq=False)
-class FitRequest:
+class FitRequest(Brief):
     """``change`` is to be stored: a ready structure that does not depend on W.
 
     ``shape`` is that of the weight afterwards, None where nothing tells its kernel. ``rule`` says how many
@@ -41,7 +42,7 @@ class FitRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class Fitted(Brief):
     """A stored form, its rank where it has one, and what a LoRA of as many bytes would keep (LoKr, LoHa)."""
 
     stored: Component

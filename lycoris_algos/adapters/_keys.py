@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..text import quoted
+
 
 @dataclass(frozen=True)
 class KeySpec:
@@ -55,5 +57,6 @@ class KeySpec:
             if found and len(found) < len(group):
                 missing = ", ".join(f"'{name}'" for name in group if name not in found)
                 problems.append(f"{missing} is missing beside '{found[0]}'")
-        problems += [f"'{name}' is no part of it" for name in sorted(set(present) - self.names)]
+        strangers = sorted(set(present) - self.names)
+        problems += [f"{quoted(name)} is no part of it" for name in strangers[:8]]
         return problems

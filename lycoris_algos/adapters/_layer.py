@@ -26,6 +26,7 @@ from ..errors import (
 )
 from ..ops.dtypes import compute_dtype
 from ..structures import Enlarged, RowSlice, Structure, Sum, enlarged
+from ..text import Brief, listed
 from . import _registry
 from ._base import FLOAT, Algorithm, Base, Component, Extra, Magnitude, Shape
 from ._stored import Stored
@@ -33,7 +34,7 @@ from .reshape import Reshape
 
 
 @dataclass(frozen=True, eq=False)
-class LayerAdapter:
+class LayerAdapter(Brief):
     """The trained tensors of one layer. A layer of extras only, or of a bias only, is legal."""
 
     algorithm: Algorithm | None = None
@@ -68,7 +69,7 @@ class LayerAdapter:
             _only([item for item in stored if isinstance(item, Reshape)]),
         )
         if not layer.weight_components and (layer.magnitude or layer.reshape or not layer.bias_extras):
-            names = ", ".join(sorted(tensors)) or "nothing"
+            names = listed(sorted(tensors)) or "nothing"
             raise UnknownAdapterError(f"it stores {names}, which changes no weight by itself")
         return layer
 

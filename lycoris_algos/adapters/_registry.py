@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import AmbiguousAdapterError, UnknownAdapterError
+from ..text import listed
 
 if TYPE_CHECKING:
     from ._base import Algorithm, Extra
@@ -90,7 +91,7 @@ def detect_algorithm(tensors: Mapping[str, Tensor]) -> type[Algorithm]:
     accepting = [cls for cls in possible if not _problems(cls, tensors)]
     if len(accepting) == 1:
         return accepting[0]
-    names = ", ".join(sorted(tensors))
+    names = listed(sorted(tensors))
     if accepting:
         titles = ", ".join(cls.title for cls in accepting)
         raise AmbiguousAdapterError(f"its tensors ({names}) fit several algorithms: {titles}")

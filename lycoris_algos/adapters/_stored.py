@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadValueError, ShapeMismatchError
+from ..text import Brief
 from ._keys import KeySpec
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def whole_numbers(key: str) -> Any:
     return dataclasses.field(metadata={_KEY: key, _KIND: "ints"})
 
 
-class Stored(ABC):
+class Stored(Brief, ABC):
     """Tensors and numbers of one layer under known key suffixes. A frozen dataclass."""
 
     #: Name in files, reports and the registry: lower case, stable for ever.

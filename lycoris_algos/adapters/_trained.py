@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ..text import Brief
+
 if TYPE_CHECKING:
     from ._base import Algorithm
 
 
 @dataclass(frozen=True)
-class TrainingFacts:
+class TrainingFacts(Brief):
     """What a trainer's metadata say: ``algo`` and ``args`` in LyCORIS' words, ``module`` in kohya's."""
 
     algo: str

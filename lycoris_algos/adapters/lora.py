@@ -23,6 +23,7 @@ from ..ops.lowrank import best_factors, gram_svd, leading_svd, product_svd
 from ..ops.ranks import RankKind, RankRule, choose
 from ..ops.tucker import absorb_input
 from ..structures import LowRank
+from ..text import quoted
 from ._base import FLOAT, Algorithm, Base, Shape, scale
 from ._fitting import FitRequest, Fitted
 from ._keys import KeySpec
@@ -140,9 +141,9 @@ class LoRA(Algorithm):
         start = settings["init_lora_weights"]
         if self.alpha is None and isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
             raise BadValueError(
-                f"PEFT began it with '{start}', which changes the base weight too, so it does not fit the "
-                "unchanged model. PiSSA, OLoRA, CorDA and LoRA-GA become an ordinary LoRA when PEFT saves "
-                "them with path_initial_model_for_weight_conversion"
+                f"PEFT began it with {quoted(start)}, which changes the base weight too, so it does not fit "
+                "the unchanged model. PiSSA, OLoRA, CorDA and LoRA-GA become an ordinary LoRA when PEFT "
+                "saves them with path_initial_model_for_weight_conversion"
             )
         return scaled_by_peft(self, settings)
 

@@ -8,10 +8,12 @@ the reason), 2 wrong arguments, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
 from ..errors import LycorisError
+from ..text import bounded
 from . import combine, convert, merge
 
 COMMANDS = (merge, combine, convert)
@@ -26,10 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(subparsers)
     args = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console may lack letters of a name
+            stream.reconfigure(errors="replace")
     try:
         code: int = args.run(args)
     except (LycorisError, OSError) as error:
-        print(f"lycoris_algos {args.command}: {error}", file=sys.stderr)
+        print(bounded(f"lycoris_algos {args.command}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was left behind", file=sys.stderr)

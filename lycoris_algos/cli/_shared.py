@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..ops.dtypes import STORED_DTYPES
+from ..text import single_line
 
 DTYPES: dict[str, torch.dtype] = {name.replace(" ", "-"): dtype for name, dtype in STORED_DTYPES.items()}
 
@@ -38,13 +39,20 @@ def weighted_file(text: str) -> tuple[Path, float, float]:
     return Path(name), model, numbers[1] if len(numbers) > 1 else model
 
 
+def print_path(path: Path) -> None:
+    """Prints what was written, to the letter for scripts, unless a terminal would obey a part of it."""
+    text = str(path)
+    print(text if text.isprintable() else single_line(text, len(text)))
+
+
 def progress_on_stderr(quiet: bool) -> Callable[[int, int, str], None]:
     """A line that is written over on a terminal; nothing where stderr is a file or ``quiet`` is asked for."""
     shown = not quiet and sys.stderr.isatty()
 
     def step(done: int, total: int, what: str) -> None:
         if shown:
-            end = "\n" if done + 1 == total else ""
-            print(f"\r\x1b[K{done + 1}/{total} {what[-60:]}", end=end, file=sys.stderr, flush=True)
+            end = "\n" if done == total else ""
+            line = f"{min(done + 1, total)}/{total} {single_line(what, 60)}"
+            print(f"\r\x1b[K{line}", end=end, file=sys.stderr, flush=True)
 
     return step

@@ -21,7 +21,7 @@ from ..merge.combine import (
 )
 from ..model_files import BaseFile
 from ..network import StackEntry, load, save
-from ._shared import DTYPES, dtype_argument, progress_on_stderr, weighted_file
+from ._shared import DTYPES, dtype_argument, print_path, progress_on_stderr, weighted_file
 
 # Option: (rule, type, help).
 _RULES: dict[str, tuple[RankKind, type, str]] = {
@@ -136,7 +136,7 @@ def _combine(
     path = save(combined.adapters, args.output)
     if not args.quiet:
         print(combined.report())
-    print(path)
+    print_path(path)
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..network import convert, load, save
 from ..network.convert import WRITABLE
-from ._shared import DTYPES, dtype_argument, weighted_file
+from ._shared import DTYPES, dtype_argument, print_path, weighted_file
 
 
 def add_parser(subparsers: Any) -> None:
@@ -44,5 +44,5 @@ def run(args: argparse.Namespace) -> int:
         title=args.output.stem,
         embeddings=not args.without_embeddings,
     )
-    print(save(converted, args.output))
+    print_path(save(converted, args.output))
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 from ..io import read_header
 from ..merge.bake import bake_report, plan_bake, plan_report, run_bake
 from ..network import StackEntry, load
-from ._shared import DTYPES, dtype_argument, progress_on_stderr, weighted_file
+from ._shared import DTYPES, dtype_argument, print_path, progress_on_stderr, weighted_file
 
 _UNMATCHED = ("nothing", "anything", "never")
 
@@ -67,5 +67,5 @@ def run(args: argparse.Namespace) -> int:
     result = run_bake(plan, args.base, args.output, device=args.device, progress=progress)
     if not args.quiet:
         print(bake_report(result))
-    print(result.path)
+    print_path(result.path)
     return 0

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..errors import BadValueError
+from ..text import Brief
 
 
 @dataclass(frozen=True, eq=False)
-class Demand:
+class Demand(Brief):
     """One layer in a budget: its spectrum (k,), the bytes of a rank, and what its tensors cost besides."""
 
     values: Tensor

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..text import Brief
+
 #: How PEFT calls the tensors of a LoRA; everything else is as LyCORIS calls it.
 PEFT_SUFFIXES: Mapping[str, str] = {
     "lora_up.weight": "lora_B.weight",
@@ -18,7 +20,7 @@ _FLAT_TEXT_PATHS = tuple(path.replace(".", "_") for path in TEXT_PATHS)
 
 
 @dataclass(frozen=True, eq=False)
-class Dialect:
+class Dialect(Brief):
     """How a trainer spells names.
 
     ``model_prefixes`` begin the name of a layer of the diffusion model, ``text_prefixes`` that of a text

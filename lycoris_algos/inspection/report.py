@@ -1,7 +1,7 @@
 """Texts about adapter sets, for people: what a file is, what was applied, and what was not and why.
 
 Nodes and the command line show these strings as they are. A report stays short however large the file:
-layers that differ only in their numbers are one line ("family"), and every family of unused keys is named.
+layers that differ only in their numbers are one line ("family"), and of very many families the largest.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ..adapters import LayerAdapter
 from ..formats import DIALECTS, is_text_layer
-from ..io import base_model, facts, single_line, trigger_words
+from ..io import base_model, facts, trigger_words
 from ..network import AdapterSet, Unmatched
 from ..network.bundles import encoder_of, is_output
+from ..text import LINES, as_report, capped, listed, plain_line, quoted, single_line
 
 _NUMBER = re.compile(r"\d+")
+_MAX_REASON = 500
 # What the tensors say more reliably than the metadata.
 _KNOWN_BETTER = frozenset({"Algorithm", "Rank", "Alpha"})
 
@@ -29,7 +31,7 @@ def describe(adapter_set: AdapterSet) -> str:
     count, text = len(adapter_set), sum(map(is_text_layer, adapter_set))
     where = f" ({count - text} in the model, {text} in the text encoder)" if text else ""
     lines = [
-        f"{adapter_set.name}: {_plural(count, 'layer')}{where}",
+        f"{single_line(adapter_set.name)}: {_plural(count, 'layer')}{where}",
         *(f"  {line}" for line in algorithm_lines(adapter_set.values())),
         f"  stored as {_dtypes(adapter_set)}, {_size(adapter_set.size_bytes)}",
         f"  names as {_dialect_title(adapter_set.dialect)} spells them",
@@ -39,7 +41,7 @@ def describe(adapter_set: AdapterSet) -> str:
         lines.append(f"  trained for {base}")
     words = trigger_words(adapter_set.metadata)
     if words:
-        lines.append(f"  trigger words: {', '.join(words)}")
+        lines.append(f"  trigger words: {listed(words, len(words))}")
     lines += [f"  {line}" for line in embedding_lines(adapter_set)]
     lines += [
         f"  {name}: {value}" for name, value in facts(adapter_set.metadata) if name not in _KNOWN_BETTER
@@ -47,7 +49,7 @@ def describe(adapter_set: AdapterSet) -> str:
     lines += [f"  note: {note}" for note in adapter_set.notes]
     if adapter_set.unmatched:
         lines += ["Not used:", *unmatched_lines(adapter_set.unmatched)]
-    return "\n".join(lines)
+    return as_report(lines)
 
 
 def algorithm_lines(layers: Iterable[LayerAdapter]) -> list[str]:
@@ -75,10 +77,12 @@ def _titles(layer: LayerAdapter) -> Iterable[str]:
 
 def embedding_lines(adapter_set: AdapterSet) -> list[str]:
     """One line per embedding: "embedding 'foo': 4 vectors of 768 for clip_l, 4 of 1280 for clip_g"."""
-    return [
-        f"embedding '{single_line(name, 80)}': {', '.join(starmap(_vectors, parts.items()))}"
-        for name, parts in adapter_set.embeddings.items()
-    ]
+    return capped(
+        [
+            f"embedding {quoted(name)}: {', '.join(starmap(_vectors, parts.items()))}"
+            for name, parts in adapter_set.embeddings.items()
+        ]
+    )
 
 
 def _vectors(part: str, value: Tensor) -> str:
@@ -89,17 +93,22 @@ def _vectors(part: str, value: Tensor) -> str:
 
 
 def unmatched_lines(unmatched: Iterable[Unmatched]) -> list[str]:
-    """One line per family of keys and reason: "- 19× lora_unet_double_blocks_*_img_mod: reason"."""
+    """One line per family of keys and reason: "- 19× lora_unet_double_blocks_*_img_mod: reason".
+
+    The largest families only, where there are very many, and how many more.
+    """
     families: Counter[tuple[str, str]] = Counter()
     example: dict[tuple[str, str], str] = {}
     for item in unmatched:
         family = (_NUMBER.sub("*", item.key), item.reason)
         families[family] += 1
         example.setdefault(family, item.key)
-    return [
-        f"  - {example[family] if count == 1 else f'{count}× {family[0]}'}: {family[1]}"
-        for family, count in families.most_common()
-    ]
+    lines = []
+    for family, count in families.most_common(LINES):
+        name = single_line(example[family] if count == 1 else family[0])
+        lines.append(f"  - {'' if count == 1 else f'{count}× '}{name}: {plain_line(family[1], _MAX_REASON)}")
+    more = len(families) - len(lines)
+    return [*lines, f"  … and {more} more"] if more else lines
 
 
 def _values(name: str, counts: Counter[float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ._text import human_size, single_line
 from .files import read_tensors
 from .header import Header, TensorInfo, parse_header, read_header
 from .metadata import base_model, facts, network_args, title, trigger_words
@@ -17,7 +16,6 @@ __all__ = [
     "TensorInfo",
     "base_model",
     "facts",
-    "human_size",
     "network_args",
     "parse_header",
     "read_all",
@@ -25,7 +23,6 @@ __all__ = [
     "read_tensors",
     "read_torch_file",
     "save_tensors",
-    "single_line",
     "title",
     "trigger_words",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import FileFormatError
-from ._text import quoted
+from ..text import quoted
 
 _OFFICIAL_ORDER = (
     ("BOOL", "bool"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import FileFormatError, LycorisError
+from ..text import quoted
 
 
 @contextlib.contextmanager
@@ -24,9 +25,9 @@ def naming_file(path: Path) -> Iterator[None]:
     try:
         yield
     except LycorisError as error:
-        raise error.with_context(f"file '{path.name}'") from error.__cause__
+        raise error.with_context(f"file {quoted(path.name)}") from error.__cause__
     except OSError as error:
-        raise FileFormatError(f"file '{path.name}': {explain_os_error(error)}") from error
+        raise FileFormatError(f"file {quoted(path.name)}: {explain_os_error(error)}") from error
 
 
 def open_regular(path: Path) -> FileIO:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +20,21 @@ from typing import Any, BinaryIO
 import torch
 
 from ..errors import FileFormatError
+from ..text import Brief, human_size, quoted, single_line, size_pair
 from ._dtypes import dtype_from_name
 from ._paths import naming_file, open_regular, size_of
-from ._text import human_size, quoted, size_pair
 from .sniff import MAX_HEADER_BYTES, SNIFF_BYTES, FileKind, explain, kind_of
 
 METADATA_KEY = "__metadata__"
 _MAX_DIMENSIONS = 64
+# Ten times as many as the largest models have. A header of more takes longer than a person waits.
+_MAX_TENSORS = 2**16
 _MAX_BYTES = 2**63 - 1
 _DAMAGED = "the file is damaged: download it again"
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(Brief):
     """Where one tensor lies: bytes ``start`` to ``end`` (exclusive) from the start of the file."""
 
     name: str
@@ -47,7 +50,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Header:
+class Header(Brief):
     """What a file holds. ``tensors`` is in the order of the file; sizes and offsets are bytes."""
 
     tensors: Mapping[str, TensorInfo]
@@ -76,8 +79,10 @@ def parse_header(handle: BinaryIO, file_size: int) -> Header:
     length = _header_length(first, file_size)
     handle.seek(8)
     raw = _read_exactly(handle, length)
+    _check_count(raw.count(b'"data_offsets"'))  # as it is usually spelled, and before the work of reading it
     entries = _parse_json(raw)
     metadata = _checked_metadata(entries.pop(METADATA_KEY, None))
+    _check_count(len(entries))
     data_start = 8 + length
     infos = [_checked_entry(name, entry, data_start) for name, entry in entries.items()]
     infos.sort(key=lambda info: (info.start, info.end))
@@ -106,6 +111,13 @@ def _header_length(first: bytes, file_size: int) -> int:
             "the download was cut off, download it again"
         )
     return length
+
+
+def _check_count(tensors: int) -> None:
+    if tensors > _MAX_TENSORS:
+        raise FileFormatError(
+            f"it holds {tensors:,} tensors, and no model has more than {_MAX_TENSORS:,}: it is not read"
+        )
 
 
 def _too_short(first: bytes) -> str:
@@ -140,17 +152,17 @@ def _parse_json(raw: bytes) -> dict[str, Any]:
         raise FileFormatError(f"the header is not JSON: {_DAMAGED}") from error
     if not isinstance(parsed, dict):
         raise FileFormatError(f"the header is not a JSON object: {_DAMAGED}")
+    if b"\\ud" in raw.lower():
+        _check_texts(parsed)
     return parsed
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in table:
-            # Programs disagree about which of the two counts, so neither is taken.
-            raise FileFormatError(f"the header names {quoted(name)} twice: {_DAMAGED}")
-        _check_text(name)
-        table[name] = value
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        # Programs disagree about which of the two counts, so neither is taken.
+        counts = Counter(name for name, _ in pairs)
+        raise FileFormatError(f"the header names {quoted(counts.most_common(1)[0][0])} twice: {_DAMAGED}")
     return table
 
 
@@ -158,12 +170,17 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _check_text(text: str) -> None:
+def _check_texts(value: object) -> None:
     # JSON can spell half a surrogate pair, which is no text and could never be written again.
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise FileFormatError(f"the header holds a broken character: {_DAMAGED}") from error
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_texts(name)
+            _check_texts(inner)
+    elif isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise FileFormatError(f"the header holds a broken character: {_DAMAGED}") from error
 
 
 def _checked_metadata(entry: object) -> dict[str, str]:
@@ -177,7 +194,6 @@ def _checked_metadata(entry: object) -> dict[str, str]:
                 f"the metadata value {quoted(name)} is not a text: safetensors allows texts only, "
                 "save the file again with the program that made it"
             )
-        _check_text(value)
     return entry
 
 
@@ -192,7 +208,7 @@ def _checked_entry(name: str, entry: object, data_start: int) -> TensorInfo:
     needed = _byte_count(name, dtype, shape)
     if end - start != needed:
         raise FileFormatError(
-            f"tensor {quoted(name)} of shape {list(shape)} and dtype {entry['dtype']} needs "
+            f"tensor {quoted(name)} of shape {list(shape)} and dtype {single_line(entry['dtype'])} needs "
             f"{needed:,} bytes, but its place in the file has {end - start:,}: {_DAMAGED}"
         )
     return TensorInfo(name, dtype, shape, data_start + start, data_start + end)
@@ -235,8 +251,7 @@ def _checked_offsets(name: str, value: object) -> tuple[int, int]:
 
 
 def _is_count(value: object) -> bool:
-    # bool is an int in Python, but 'true' is no size.
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and value >= 0  # 'true' is an int in Python as well, but no size
 
 
 def _byte_count(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:

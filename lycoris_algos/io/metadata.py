@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ._text import single_line
+from ..text import plain_line, single_line
 
 _MAX_JSON = 16_000_000
+_MAX_PHRASE = 10_000
 _MAX_WORDS = 12
 _MAX_WORD = 100
 _MAX_FACT = 200
@@ -98,11 +99,16 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     training folders ("10_sks dog").
     """
     for source in (_phrase_words, _frequent_tags, _folder_concepts):
-        lines = (single_line(word, _MAX_WORD + 1) for word in source(metadata))
-        # A word that is too long is left out: a piece of it would call up nothing.
-        words = dict.fromkeys(line for line in lines if 0 < len(line) <= _MAX_WORD)
+        words: dict[str, None] = {}
+        for word in source(metadata):
+            line = plain_line(word, _MAX_WORD + 1)
+            # A word that is too long is left out: a piece of it would call up nothing.
+            if 0 < len(line) <= _MAX_WORD:
+                words[line] = None
+            if len(words) == _MAX_WORDS:
+                break
         if words:
-            return tuple(words)[:_MAX_WORDS]
+            return tuple(words)
     return ()
 
 
@@ -138,7 +144,10 @@ def facts(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _phrase_words(metadata: Mapping[str, str]) -> list[str]:
     key = "modelspec.trigger_phrase"
-    return metadata[key].split(",") if _text(metadata, key) else []
+    if not _text(metadata, key):
+        return []
+    words = metadata[key][:_MAX_PHRASE].split(",")
+    return words if len(metadata[key]) <= _MAX_PHRASE else words[:-1]
 
 
 def _frequent_tags(metadata: Mapping[str, str]) -> list[str]:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ..errors import FileFormatError, LycorisError
+from ..text import human_size, quoted
 from ._copy import copy_bytes
 from ._paths import naming_file, open_regular, size_of
-from ._text import human_size, quoted
 from .header import Header, TensorInfo, parse_header
 
 # Where the system has them, positional reads leave the handle's own position alone, which a forked
@@ -55,6 +55,8 @@ class SafetensorsReader(Mapping[str, Tensor]):
                 handle.close()
                 raise
         self._handle = handle
+        self._order = tuple(self.header.tensors)
+        self._places = {name: place for place, name in enumerate(self._order)}
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -63,9 +65,9 @@ class SafetensorsReader(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         info = self.header.tensors[name]
-        with naming_file(self.path):
+        with naming_file(self.path), _trainable(), self._open() as handle:
             tensor = _allocate(info)
-            self._fill(info, tensor)
+            _fill(handle, info, tensor)
         return tensor
 
     def __contains__(self, name: object) -> bool:
@@ -99,8 +101,8 @@ class SafetensorsReader(Mapping[str, Tensor]):
         fits = out.dtype == info.dtype and tuple(out.shape) == info.shape
         if not fits or not out.is_contiguous() or out.device.type != "cpu":
             raise ValueError(f"out must be a contiguous CPU tensor of {info.dtype} and shape {info.shape}")
-        with naming_file(self.path):
-            self._fill(info, out)
+        with naming_file(self.path), self._open() as handle:
+            _fill(handle, info, out)
 
     def read_bytes(self, position: int, count: int) -> bytes:
         """``count`` bytes of the file from ``position`` on; FileFormatError if it has become shorter."""
@@ -108,6 +110,10 @@ class SafetensorsReader(Mapping[str, Tensor]):
         with self._open() as handle, naming_file(self.path):
             _read_exactly(handle, memoryview(data), position)
         return bytes(data)
+
+    def names(self, first: str, last: str) -> tuple[str, ...]:
+        """The tensors from ``first`` to ``last``, in the order of the file."""
+        return self._order[self._places[first] : self._places[last] + 1]
 
     def copy_to(self, first: str, last: str, target: FileIO) -> None:
         """Appends the bytes of the tensors ``first`` to ``last``, in the order of the file, to ``target``.
@@ -139,12 +145,14 @@ class SafetensorsReader(Mapping[str, Tensor]):
                 self._users -= 1
                 self._idle.notify_all()
 
-    def _fill(self, info: TensorInfo, tensor: Tensor) -> None:
-        if not info.nbytes:
-            return
-        target = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
-        with self._open() as handle:
-            _read_exactly(handle, target, info.start, info.name)
+    def all(self) -> dict[str, Tensor]:
+        """Every tensor, in the order of the file. Raises as ``reader[name]`` does."""
+        tensors: dict[str, Tensor] = {}
+        with naming_file(self.path), _trainable(), self._open() as handle:
+            for info in self.header.tensors.values():
+                tensors[info.name] = tensor = _allocate(info)
+                _fill(handle, info, tensor)
+        return tensors
 
 
 def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -153,7 +161,7 @@ def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises FileFormatError, naming the file.
     """
     with SafetensorsReader(path) as reader:
-        return dict(reader.items()), dict(reader.metadata)
+        return reader.all(), dict(reader.metadata)
 
 
 def require_little_endian() -> None:
@@ -162,11 +170,20 @@ def require_little_endian() -> None:
         raise LycorisError("safetensors files cannot be used on this computer (big-endian)")
 
 
+def _trainable() -> torch.inference_mode:
+    """ComfyUI calls nodes in inference mode; tensors made there could never be trained on later."""
+    return torch.inference_mode(False)
+
+
+def _fill(handle: FileIO, info: TensorInfo, tensor: Tensor) -> None:
+    if info.nbytes:
+        target = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+        _read_exactly(handle, target, info.start, info.name)
+
+
 def _allocate(info: TensorInfo) -> Tensor:
-    # ComfyUI calls nodes in inference mode; tensors made there could never be trained on later.
     try:
-        with torch.inference_mode(False):
-            return torch.empty(info.shape, dtype=info.dtype, device="cpu")
+        return torch.empty(info.shape, dtype=info.dtype, device="cpu")
     except (RuntimeError, MemoryError) as error:
         raise LycorisError(
             f"not enough memory for tensor {quoted(info.name)} of {human_size(info.nbytes)}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import string
 
-from ._text import single_line
+from ..text import quoted
 
 #: How many bytes ``kind_of`` and ``explain`` want to see.
 SNIFF_BYTES = 512
@@ -72,8 +72,8 @@ def explain(first: bytes) -> str:
     if first.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF")):
         return f"this is a picture, not a model file: {again}"
     if all(byte in _PRINTABLE for byte in first):
-        text = single_line(first.decode("ascii"), 60)
-        return f"this is a text file (it begins '{text}'), not a model file: {again}"
+        begins = quoted(first.decode("ascii"), 60)
+        return f"this is a text file (it begins {begins}), not a model file: {again}"
     return f"this is not a safetensors file, or its beginning is damaged: {again}"
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..errors import FileFormatError
+from ..text import human_size, quoted, single_line
 from ._paths import naming_file, open_regular, size_of
-from ._text import human_size, quoted, single_line
 from .sniff import SNIFF_BYTES, FileKind, explain, kind_of
 
 _MAX_DEPTH = 32
@@ -84,10 +84,11 @@ def _load(handle: BinaryIO) -> object:
         # ComfyUI calls nodes in inference mode; tensors made there could never be trained on later.
         with torch.inference_mode(False):
             return torch.load(handle, map_location="cpu", weights_only=True)
+    # Without the cause: it holds names of the file as they are, and a traceback goes to a terminal.
     except pickle.UnpicklingError as error:
-        raise FileFormatError(_explain_refusal(str(error))) from error
-    except Exception as error:  # a hostile pickle can make the loader raise anything
-        raise FileFormatError(_DAMAGED) from error
+        raise FileFormatError(_explain_refusal(str(error))) from None
+    except Exception:  # a hostile pickle can make the loader raise anything
+        raise FileFormatError(_DAMAGED) from None
 
 
 def _explain_refusal(message: str) -> str:
@@ -110,7 +111,7 @@ def _flatten(loaded: object, budget: int) -> tuple[dict[str, Tensor], dict[str, 
     metadata = {
         str(key): str(value)
         for key, value in loaded.items()
-        if isinstance(key, str) and isinstance(value, (str, int, float))
+        if isinstance(key, str) and (isinstance(value, (str, float)) or _is_short(value))
     }
     inner = loaded.get("state_dict")
     tensors: dict[str, Tensor] = {}
@@ -130,6 +131,11 @@ def _flatten(loaded: object, budget: int) -> tuple[dict[str, Tensor], dict[str, 
     if not tensors:
         raise FileFormatError("it holds no tensors")
     return tensors, metadata
+
+
+def _is_short(value: object) -> bool:
+    """Whether it is a whole number of a usual size; a pickle can hold one of a million digits."""
+    return isinstance(value, int) and value.bit_length() <= 64
 
 
 def _leaves(

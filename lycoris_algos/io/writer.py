@@ -14,6 +14,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ..errors import LycorisError
+from ..text import human_size, listed, quoted, size_pair
 from ._dtypes import DTYPE_RANKS, name_of_dtype
 from ._part import PartFile
 from ._paths import explain_os_error, naming_file
-from ._text import human_size, size_pair
 from .header import METADATA_KEY
 from .reader import SafetensorsReader, require_little_endian
 from .sniff import MAX_HEADER_BYTES
@@ -59,8 +60,10 @@ class SafetensorsWriter:
         with naming_file(self._wanted):
             self._sizes = {name: _nbytes(*entry) for name, entry in self._plan.items()}
             self.order = _file_order(self._plan) if order is None else tuple(order)
-        if self.order != tuple(dict.fromkeys(self.order)) or set(self.order) != self._plan.keys():
+        self._places = {name: place for place, name in enumerate(self.order)}
+        if len(self._places) < len(self.order) or self._places.keys() != self._plan.keys():
             raise ValueError("order must name every tensor once")
+        self._starts = list(accumulate((self._sizes[name] for name in self.order), initial=0))
         self._header = _encode_header(self._plan, self._sizes, self.order, metadata or {})
         #: Size of the finished file in bytes.
         self.file_size = len(self._header) + sum(self._sizes.values())
@@ -91,14 +94,15 @@ class SafetensorsWriter:
         or the tensor is not what was announced.
         """
         if self._written == len(self.order):
-            raise ValueError(f"{name!r} was not announced, or is written twice")
+            raise ValueError(f"{quoted(name)} was not announced, or is written twice")
         expected = self.order[self._written]
         if name != expected:
-            raise ValueError(f"write {expected!r} next, not {name!r}: see .order")
+            raise ValueError(f"write {quoted(expected)} next, not {quoted(name)}: see .order")
         dtype, shape = self._plan[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise ValueError(
-                f"{name!r} was announced as {dtype} {shape}, but is {tensor.dtype} {tuple(tensor.shape)}"
+                f"{quoted(name)} was announced as {dtype} {shape}, "
+                f"but is {tensor.dtype} {tuple(tensor.shape)}"
             )
         self._append(_bytes_of(tensor))
         self._written += 1
@@ -109,14 +113,13 @@ class SafetensorsWriter:
         They must be the next ones in ``order``, in the same order as in ``source``. Raises as ``write``
         does, and FileFormatError if ``source`` cannot be read.
         """
-        names = list(source.header.tensors)
-        names = names[names.index(first) : names.index(last) + 1]
+        names = source.names(first, last)
         if tuple(names) != self.order[self._written : self._written + len(names)]:
-            raise ValueError(f"{first!r} to {last!r} are not the next in .order")
+            raise ValueError(f"{quoted(first)} to {quoted(last)} are not the next in .order")
         for name in names:
             info = source.header.tensors[name]
             if self._plan[name] != (info.dtype, info.shape):
-                raise ValueError(f"{name!r} was announced as {self._plan[name]}, but is {info}")
+                raise ValueError(f"{quoted(name)} was announced as {self._plan[name]}, but is {info}")
         part = self._open_part()
         with self._cleaning_up():
             source.copy_to(first, last, part.handle)
@@ -125,12 +128,12 @@ class SafetensorsWriter:
 
     def replace(self, name: str, tensor: Tensor) -> None:
         """Writes ``tensor`` over what was written for ``name`` before. Raises as ``write`` does."""
-        index = self.order.index(name)
+        index = self._places[name]
         if index >= self._written:
-            raise ValueError(f"{name!r} has not been written yet")
+            raise ValueError(f"{quoted(name)} has not been written yet")
         if (tensor.dtype, tuple(tensor.shape)) != self._plan[name]:
-            raise ValueError(f"{name!r} was announced as {self._plan[name]}")
-        position = len(self._header) + sum(self._sizes[other] for other in self.order[:index])
+            raise ValueError(f"{quoted(name)} was announced as {self._plan[name]}")
+        position = len(self._header) + self._starts[index]
         part = self._open_part()
         with self._cleaning_up():
             part.write_at(position, _bytes_of(tensor))
@@ -156,7 +159,7 @@ class SafetensorsWriter:
 
     def _publish(self, part: PartFile) -> None:
         if self._written < len(self.order):
-            missing = ", ".join(repr(name) for name in self.order[self._written :][:3])
+            missing = listed(self.order[self._written :], 3, quoted)
             raise ValueError(f"the file is not complete, the next to be written: {missing}")
         with self._explaining():
             self._final = part.publish()
@@ -205,7 +208,7 @@ class SafetensorsWriter:
         if error.errno in _NO_SPACE:
             needed, there = size_pair(self.file_size, _free_space(folder))
             return (
-                f"no space left in folder '{folder}': the file needs {needed}, there is {there}. "
+                f"no space left in folder {quoted(str(folder))}: the file needs {needed}, there is {there}. "
                 "Nothing was written: make room, or save to another disk"
             )
         if error.errno == errno.EFBIG:
@@ -216,8 +219,8 @@ class SafetensorsWriter:
         if error.errno == errno.ENAMETOOLONG:
             return "the name is too long: choose a shorter one"
         if isinstance(error, FileNotFoundError):
-            return f"there is no folder '{folder}'"
-        return f"it could not be written in folder '{folder}': {explain_os_error(error)}"
+            return f"there is no folder {quoted(str(folder))}"
+        return f"it could not be written in folder {quoted(str(folder))}: {explain_os_error(error)}"
 
 
 def save_tensors(
@@ -249,7 +252,7 @@ def _encoded(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except (UnicodeEncodeError, AttributeError) as error:
-        raise ValueError(f"safetensors files cannot hold the text {text!r}") from error
+        raise ValueError(f"safetensors files cannot hold the text {quoted(str(text))}") from error
 
 
 def _encode_header(
@@ -267,7 +270,7 @@ def _encode_header(
     position = 0
     for name in order:
         if name == METADATA_KEY:
-            raise ValueError(f"{name!r} is no name for a tensor: the format uses it itself")
+            raise ValueError(f"{quoted(name)} is no name for a tensor: the format uses it itself")
         dtype, shape = plan[name]
         end = position + sizes[name]
         entries[name] = {

@@ -12,6 +12,7 @@ from ..errors import LycorisError
 from ..io import SafetensorsReader
 from ..network import AdapterSet
 from ..ops.dtypes import compute_dtype
+from ..text import quoted
 from .checkpoint import index_header
 from .fingerprint import model_record
 from .known import IndexedModel
@@ -32,7 +33,7 @@ class BaseFile(IndexedModel[LayerIndex]):
             super().__init__(index_header(self._reader.header.tensors), sets)
         except LycorisError as error:
             self._reader.close()
-            raise error.with_context(f"file '{path.name}'") from error
+            raise error.with_context(f"file {quoted(path.name)}") from error
 
     def __enter__(self) -> BaseFile:
         return self

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from ..errors import LycorisError, ShapeMismatchError
 from ..formats import is_text_layer
 from ..network import Unmatched
+from ..text import Brief
 from .layers import LayerIndex
 from .places import Spots
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Found(Generic[L, T]):
+class Found(Brief, Generic[L, T]):
     """A meaning of a layer's name that was taken: the half of the model, and what was made of it there."""
 
     half: L
@@ -35,7 +36,7 @@ class Found(Generic[L, T]):
 
 
 @dataclass(frozen=True, eq=False)
-class Placement(Generic[L, T]):
+class Placement(Brief, Generic[L, T]):
     """What became of layers. ``left_out`` are those of a half that is not there: is it the text encoders?"""
 
     placed: Mapping[str, Found[L, T]]
@@ -44,7 +45,7 @@ class Placement(Generic[L, T]):
 
 
 @dataclass(frozen=True, eq=False)
-class ModelIndex(Generic[L]):
+class ModelIndex(Brief, Generic[L]):
     """The layer names that a model answers to, in its diffusion model and in its text encoders, if any."""
 
     model: L | None = None

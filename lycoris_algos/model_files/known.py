@@ -15,6 +15,7 @@ from torch import Tensor
 from ..formats import is_text_layer
 from ..network import AdapterSet
 from ..ops.rows import stacked
+from ..text import Brief
 from .index import Found, L, ModelIndex
 from .places import Shape, Spot, Spots
 
@@ -48,7 +49,7 @@ class KnownModel(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class WeightsInMemory(KnownModel):
+class WeightsInMemory(Brief, KnownModel):
     """A model of which {layer: weight} and {layer: bias} are known."""
 
     weights: Mapping[str, Tensor]

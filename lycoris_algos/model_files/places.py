@@ -17,13 +17,14 @@ from torch import Tensor
 from ..adapters import Base, LayerAdapter
 from ..models import Located
 from ..structures import Structure
+from ..text import Brief
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 
 @dataclass(frozen=True)
-class Spot:
+class Spot(Brief):
     """A parameter of a model, or a part of it, as an adapter of that layer sees it.
 
     ``part`` is (dimension, start, length). ``transposed``: a matrix that is stored the other way round.
@@ -81,7 +82,7 @@ def swap_halves(weight: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class AdapterRows:
+class AdapterRows(Brief):
     """An adapter, or its rows (start, count, of how many) where a model stores its layer in pieces."""
 
     adapter: LayerAdapter

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import LycorisError
 from ..io import TensorInfo
 from ..ops.rounding import STOCHASTIC
+from ..text import quoted
 
 Tensors = Mapping[str, TensorInfo]
 
@@ -67,7 +68,9 @@ def refuse_file(tensors: Tensors) -> None:
     for suffix, layout in _WHOLE_FILE:
         found = next((key for key in tensors if key.endswith(suffix)), None)
         if found is not None:
-            raise LycorisError(f"it is quantised as {layout} ('{found}'), which cannot be changed: {_ADVICE}")
+            raise LycorisError(
+                f"it is quantised as {layout} ({quoted(found)}), which cannot be changed: {_ADVICE}"
+            )
 
 
 def refuse_weight(key: str, tensors: Tensors) -> None:
@@ -84,7 +87,9 @@ def refuse_weight(key: str, tensors: Tensors) -> None:
     elif beside & set(_SCALES) and info.dtype not in STOCHASTIC:
         layout = f"{str(info.dtype).removeprefix('torch.')} with a scale"
     if layout:
-        raise LycorisError(f"its weight '{key}' is stored as {layout}, which cannot be changed: {_ADVICE}")
+        raise LycorisError(
+            f"its weight {quoted(key)} is stored as {layout}, which cannot be changed: {_ADVICE}"
+        )
 
 
 def new_scale(weight: Tensor, dtype: torch.dtype) -> float:

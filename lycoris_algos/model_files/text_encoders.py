@@ -13,7 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
+from ..text import Brief
 from .places import Shapes, Spot
 
 #: A language model that is all that its file holds, so that nothing tells what ComfyUI calls it.
@@ -46,7 +48,7 @@ def encoder_paths(name: str, path: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class Encoder(Brief):
     """One encoder: its layers by their path in ComfyUI's module of it, and the keys that are its own."""
 
     #: As ComfyUI calls it: clip_l, clip_g, t5xxl …
@@ -76,6 +78,8 @@ _OPENCLIP_REST = {
     "text_projection": "text_projection",
 }
 _FORMS = {"openclip": _OPENCLIP, "clip": _CLIP, "t5": _T5, "bert": _BERT}
+# More than any model has: each costs a look at all keys.
+_MOST_ENCODERS = 16
 _ORDER = ("clip_l", "clip_h", "clip_g", "hydit_clip", "t5xxl")
 # A file that is nothing but a language model, such as Qwen, Llama or Gemma.
 _LANGUAGE_MODEL = re.compile(
@@ -95,7 +99,8 @@ def encoders(shapes: Shapes) -> list[Encoder]:
             match = pattern.fullmatch(key)
             if match is not None:
                 roots.setdefault((form, match[1]), key)
-    found = [_encoder(form, root, key, shapes) for (form, root), key in roots.items()]
+    first = islice(roots.items(), _MOST_ENCODERS)
+    found = [_encoder(form, root, key, shapes) for (form, root), key in first]
     found += _others(shapes, {key for encoder in found for key in encoder.keys})
     return sorted(found, key=lambda encoder: _ORDER.index(encoder.name) if encoder.name in _ORDER else 9)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from ..text import Brief
+
 Number = int | Fraction
 
 #: The first index in a path, which counts blocks.
@@ -58,7 +60,7 @@ class Located:
 
 
 @dataclass(frozen=True, eq=False)
-class Family:
+class Family(Brief):
     """A model family.
 
     ``marks`` are parameters that its models have, all of them; no other family does. ``signs`` are patterns

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..adapters import LayerAdapter
+from ..text import Brief, quoted
 
 
 @dataclass(frozen=True)
-class Unmatched:
+class Unmatched(Brief):
     """A key of a file (or the layer it belongs to) that is not used, and why."""
 
     key: str
@@ -19,7 +20,7 @@ class Unmatched:
 
 
 @dataclass(frozen=True, eq=False)
-class AdapterSet(Mapping[str, LayerAdapter]):
+class AdapterSet(Brief, Mapping[str, LayerAdapter]):
     """The adapters of one file, by layer name as the file spells it. Immutable.
 
     ``unmatched`` names every key that no algorithm could use. ``dialect`` is the name of the spelling that
@@ -35,6 +36,9 @@ class AdapterSet(Mapping[str, LayerAdapter]):
     name: str = "adapter"
     notes: tuple[str, ...] = ()
     embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"AdapterSet({quoted(self.name)}, {self.dialect}, {len(self)} layers)"
 
     def __getitem__(self, layer: str) -> LayerAdapter:
         return self.layers[layer]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadValueError
+from ..text import quoted
 from .adapter_set import Unmatched
 
 #: {embedding's name: {part: vectors}}, the vectors of shape (count, width) or (width,).
@@ -102,6 +103,6 @@ def _require_finite(key: str, value: Tensor) -> None:
     bad = wide.numel() - int(torch.isfinite(wide).sum())
     if bad:
         raise BadValueError(
-            f"'{key}' holds {bad} of {wide.numel()} numbers that are NaN or infinite: "
+            f"{quoted(key)} holds {bad} of {wide.numel()} numbers that are NaN or infinite: "
             "the training that made this embedding diverged, or the file is damaged"
         )

@@ -21,6 +21,7 @@ import torch
 from ..adapters import LayerAdapter
 from ..errors import BadValueError, NoSpellingError
 from ..formats import DIALECTS, Dialect, dialect_of, encoder_number, is_text_layer, model_paths, text_paths
+from ..text import quoted
 from .adapter_set import AdapterSet
 from .corrections import MARK
 from .recipe import RECIPE, source_record
@@ -71,7 +72,9 @@ def convert(
             if target.name in _WITHOUT_ALPHA:
                 changed = _without_alpha(name, changed, target)
         if spelled in layers:
-            raise NoSpellingError(f"two layers would be called '{spelled}', one of them is '{name}'")
+            raise NoSpellingError(
+                f"two layers would be called {quoted(spelled)}, one of them is {quoted(name)}"
+            )
         layers[spelled] = _stored(name, changed, layer, dtype)
     if not layers:
         raise BadValueError("the strength of every layer is 0, so nothing would be stored")
@@ -83,7 +86,7 @@ def convert(
 
 def _writable(name: str) -> Dialect:
     if name not in WRITABLE:
-        raise NoSpellingError(f"files are written as {', '.join(WRITABLE)}, not as '{name}'")
+        raise NoSpellingError(f"files are written as {', '.join(WRITABLE)}, not as {quoted(name)}")
     return next(dialect for dialect in DIALECTS if dialect.name == name)
 
 
@@ -94,9 +97,9 @@ def _multiplied(name: str, layer: LayerAdapter, multiplier: float) -> LayerAdapt
     if not layer.linear:
         titles = " + ".join(layer.titles)
         raise BadValueError(
-            f"layer '{name}': a strength of {multiplier:g} cannot be stored in {titles}, whose change is not "
-            "in proportion to any of its tensors. Save it at strength 1, or use CombineLyCORIS with the base "
-            "model to store its change as a LoRA or whole"
+            f"layer {quoted(name)}: a strength of {multiplier:g} cannot be stored in {titles}, whose change "
+            "is not in proportion to any of its tensors. Save it at strength 1, or use CombineLyCORIS with "
+            "the base model to store its change as a LoRA or whole"
         )
     # float32 first, so that the result is rounded once.
     found = layer.cast(torch.float32).multiplied(multiplier)
@@ -121,7 +124,7 @@ def _stored(name: str, layer: LayerAdapter, before: LayerAdapter, dtype: torch.d
         layer.require_finite()  # then it was not the rounding
         kind = str(kept).removeprefix("torch.")
         raise BadValueError(
-            f"layer '{name}' has numbers too large for {kind}: save as bfloat16 or float32"
+            f"layer {quoted(name)} has numbers too large for {kind}: save as bfloat16 or float32"
         ) from error
     return stored
 
@@ -136,7 +139,7 @@ def _spelled(name: str, dialect: Dialect, rename: Rename | None, numbered: bool)
     found = known or _by_name_alone(name, dialect, numbered)
     if found is None:
         raise NoSpellingError(
-            f"layer '{name}': its name alone does not tell how {dialect.title} spells it. "
+            f"layer {quoted(name)}: its name alone does not tell how {dialect.title} spells it. "
             + ("The model has no such name for it" if rename is not None else "Give the model, which tells")
         )
     return found
@@ -175,14 +178,14 @@ def _without_alpha(name: str, layer: LayerAdapter, dialect: Dialect) -> LayerAda
     algorithm = layer.algorithm.to_peft() if layer.algorithm is not None and alone else None
     if algorithm is None:
         raise NoSpellingError(
-            f"layer '{name}': {dialect.title} has no form for {' + '.join(layer.titles)} as it is stored "
-            "here: choose kohya or ComfyUI, or let CombineLyCORIS make a LoRA of it"
+            f"layer {quoted(name)}: {dialect.title} has no form for {' + '.join(layer.titles)} as it is "
+            "stored here: choose kohya or ComfyUI, or let CombineLyCORIS make a LoRA of it"
         )
     if magnitude is not None:
         magnitude = magnitude.to_peft()
         if magnitude is None:
             raise NoSpellingError(
-                f"layer '{name}': {dialect.title} knows DoRA on outputs only, and this is on inputs"
+                f"layer {quoted(name)}: {dialect.title} knows DoRA on outputs only, and this is on inputs"
             )
     return replace(layer, algorithm=algorithm, magnitude=magnitude)
 

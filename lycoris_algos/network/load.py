@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..adapters import LayerAdapter, known_suffixes, suffixes_beside
 from ..errors import LycorisError, NotAnAdapterError
 from ..formats import canonical_suffix, common_dialect, split_key
 from ..io import read_tensors
+from ..text import quoted
 from .adapter_set import AdapterSet, Unmatched
 from .bundles import take_embeddings
 from .corrections import corrected
@@ -89,33 +90,35 @@ def from_tensors(
     try:
         embeddings, others, unmatched = take_embeddings(plain(tensors))
     except LycorisError as error:
-        raise error.with_context(f"file '{name}'") from error
-    grouped, strangers = _group(others)
+        raise error.with_context(f"file {quoted(name)}") from error
+    known = known_suffixes()
+    grouped, strangers = _group(others, known)
     layers: dict[str, LayerAdapter] = {}
     unmatched += strangers
     for layer, stored in grouped.items():
-        own = _usable(stored, unmatched)
+        own = _usable(stored, known, unmatched)
         if not own:
             continue
         try:
             adapter = LayerAdapter.from_tensors(own)
             adapter.require_finite()
         except LycorisError as error:
-            raise error.with_context(f"file '{name}', layer '{layer}'") from error
+            raise error.with_context(f"file {quoted(name)}, layer {quoted(layer)}") from error
         layers[layer] = adapter
     if not layers:
         raise NotAnAdapterError(_no_adapter(name, tensors, unmatched, is_adapter=bool(grouped)))
     try:
         layers, described, notes = corrected(layers, metadata or {})
     except LycorisError as error:
-        raise error.with_context(f"file '{name}'") from error
+        raise error.with_context(f"file {quoted(name)}") from error
     dialect = common_dialect(layers).name
     return AdapterSet(layers, tuple(unmatched), described, dialect, name, notes, embeddings)
 
 
-def _group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, list[_Stored]], list[Unmatched]]:
+def _group(
+    tensors: Mapping[str, Tensor], suffixes: Collection[str]
+) -> tuple[dict[str, list[_Stored]], list[Unmatched]]:
     """What each layer stores; and the keys that belong to no layer at all."""
-    suffixes = known_suffixes()
     grouped: dict[str, list[_Stored]] = defaultdict(list)
     rest: list[str] = []
     for key, value in tensors.items():
@@ -125,8 +128,9 @@ def _group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, list[_Stored]], lis
         else:
             grouped[found[0]].append(_Stored(key, found[1], value))
     strangers: list[Unmatched] = []
+    owners = _owners(rest, grouped)
     for key in rest:  # a weak suffix, or an unknown tensor, which spoils its layer: see _usable
-        owner = next((layer for layer in _prefixes(key) if layer in grouped), None)
+        owner = owners.get(key)
         if owner is None:
             strangers.append(Unmatched(key, "no known algorithm stores a tensor of this name"))
         else:
@@ -144,23 +148,31 @@ class _Stored:
     tensor: Tensor
 
 
-def _prefixes(key: str) -> Iterable[str]:
-    """The possible layer names of ``key``, longest first."""
-    while "." in key:
-        key = key.rpartition(".")[0]
-        yield key
+def _owners(keys: Sequence[str], layers: Collection[str]) -> dict[str, str]:
+    """{key: the longest of ``layers`` that it lies below}, for the keys that lie below any."""
+    found: dict[str, str] = {}
+    above: list[str] = []
+    # In the order of their words, what lies below a layer follows it at once.
+    for name in sorted({*keys, *layers}, key=lambda name: name.split(".")):
+        while above and not name.startswith(f"{above[-1]}."):
+            above.pop()
+        if name in layers:
+            above.append(name)
+        elif above:
+            found[name] = above[-1]
+    return found
 
 
-def _usable(stored: list[_Stored], unmatched: list[Unmatched]) -> dict[str, Tensor]:
+def _usable(stored: list[_Stored], known: Set[str], unmatched: list[Unmatched]) -> dict[str, Tensor]:
     """{suffix: tensor} of a layer, whole or empty; what is left out is listed with the reason."""
     own = {item.suffix: item.tensor for item in stored}
-    unknown = sorted(own.keys() - known_suffixes())
+    unknown = sorted(own.keys() - known)
     reason = ""
     if unknown:
-        reason = f"this layer also has '{unknown[0]}', which no known algorithm stores"
+        reason = f"this layer also has {quoted(unknown[0])}, which no known algorithm stores"
     elif len(own) < len(stored):
         twice = Counter(item.suffix for item in stored).most_common(1)[0][0]
-        reason = f"this layer has a second '{twice}', in another spelling"
+        reason = f"this layer has a second {quoted(twice)}, in another spelling"
     if reason:
         unmatched += [Unmatched(item.key, reason) for item in stored]
         return {}
@@ -175,12 +187,12 @@ def _no_adapter(
     name: str, tensors: Mapping[str, Tensor], unmatched: list[Unmatched], *, is_adapter: bool
 ) -> str:
     if not tensors:
-        return f"file '{name}' is empty: it holds no tensors. Download or export it again"
+        return f"file {quoted(name)} is empty: it holds no tensors. Download or export it again"
     for what, advice, pattern in () if is_adapter else _OTHER_FILES:
         if any(re.match(pattern, key) for key in tensors):
-            return f"file '{name}' is {what}, not a LyCORIS or LoRA file: {advice}"
+            return f"file {quoted(name)} is {what}, not a LyCORIS or LoRA file: {advice}"
     first = unmatched[0] if unmatched else Unmatched(next(iter(tensors)), "unknown")
     return (
-        f"file '{name}' holds no adapter that this pack knows: {len(tensors)} tensors, "
-        f"the first is '{first.key}' ({first.reason})"
+        f"file {quoted(name)} holds no adapter that this pack knows: {len(tensors)} tensors, "
+        f"the first is {quoted(first.key)} ({first.reason})"
     )

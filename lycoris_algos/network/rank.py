@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..adapters import Algorithm
 from ..errors import LycorisError, NoRankError
 from ..io import network_args
+from ..text import quoted
 from .adapter_set import AdapterSet
 
 
@@ -28,7 +29,7 @@ def with_rank(adapter_set: AdapterSet, rank: int) -> AdapterSet:
         try:
             algorithm = None if layer.algorithm is None else _cut(layer.algorithm, rank, nested)
         except LycorisError as error:
-            raise error.with_context(f"file '{adapter_set.name}', layer '{name}'") from error
+            raise error.with_context(f"file {quoted(adapter_set.name)}, layer {quoted(name)}") from error
         layers[name] = replace(layer, algorithm=algorithm)
     cut = sum(layers[name].algorithm is not layer.algorithm for name, layer in adapter_set.items())
     if not cut:

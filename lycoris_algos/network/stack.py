@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..text import Brief, single_line
 from .adapter_set import AdapterSet
 
 
 @dataclass(frozen=True, eq=False)
-class StackEntry:
+class StackEntry(Brief):
     """An adapter set and its strengths: one for the layers of the diffusion model, one for text encoders.
 
     Fields added later have defaults, so that entries that were made before them stay valid.
@@ -31,7 +32,8 @@ class StackEntry:
         )
 
     def __str__(self) -> str:
-        return f"{self.adapters.name} at {self.strength_model:g} (clip {self.strength_clip:g})"
+        name = single_line(self.adapters.name)
+        return f"{name} at {self.strength_model:g} (clip {self.strength_clip:g})"
 
 
 Stack = tuple[StackEntry, ...]

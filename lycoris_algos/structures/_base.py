@@ -21,6 +21,7 @@ from ..errors import ShapeMismatchError
 from ..ops.dtypes import compute_dtype, to_compute
 from ..ops.lowrank import gram_spectrum, product_inner, product_svd
 from ..ops.rows import row_blocks, rows_per_block
+from ..text import Brief
 from .operation import LayerOperation
 
 _KINDS: dict[str, type[Structure]] = {}
@@ -30,7 +31,7 @@ _KIND, _TUPLE = "structure:", "tuple:"
 Factors = tuple[Tensor, Tensor]
 
 
-class Structure(ABC):
+class Structure(Brief, ABC):
     """A change ΔW of a weight, possibly one that depends on W. A frozen dataclass; a subclass is a kind."""
 
     #: Name of the kind in the flat form.

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from ..text import Brief
+
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {
     3: functional.conv1d,
     4: functional.conv2d,
@@ -22,7 +24,7 @@ _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class LayerOperation:
+class LayerOperation(Brief):
     """A Linear or a convolution of 1 to 3 dimensions, without its bias.
 
     ``weight`` is (o, i) or (o, i / groups, k…); ``options`` are stride, padding, dilation and groups as

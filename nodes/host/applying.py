@@ -14,10 +14,11 @@ from typing import Any
 
 from ...lycoris_algos import AdapterSet, NoMatchError, Unmatched
 from ...lycoris_algos.inspection import algorithm_lines, unmatched_lines
-from ...lycoris_algos.io import base_model, single_line
+from ...lycoris_algos.io import base_model
 from ...lycoris_algos.model_files import ModelIndex
 from ...lycoris_algos.models import identify
 from ...lycoris_algos.network import Stack, StackEntry
+from ...lycoris_algos.text import Brief, as_report, capped, listed, quoted
 from .embeddings import FileWords, fit_words, with_words
 from .keymap import Targets, known_layers
 from .matching import Match, Placed, match, patches, placed_in
@@ -32,7 +33,7 @@ class OnUnmatched(str, Enum):
 
 
 @dataclass(frozen=True, eq=False)
-class Applied:
+class Applied(Brief):
     """The patched clones (the inputs themselves where nothing was patched) and the report."""
 
     model: Any
@@ -41,7 +42,7 @@ class Applied:
 
 
 @dataclass(frozen=True, eq=False)
-class _FileMatch:
+class _FileMatch(Brief):
     """One file of the stack against everything that is wired."""
 
     entry: StackEntry
@@ -89,7 +90,7 @@ def apply_stack(
     return Applied(
         _patched(model, of_model, strength_model),
         patched_clip if words is None else with_words(patched_clip, clip, words),
-        "\n".join(report),
+        as_report(report),
     )
 
 
@@ -100,15 +101,15 @@ def _refuse(item: _FileMatch, known: ModelIndex[Targets], on_unmatched: OnUnmatc
     wired = " and ".join(targets.what for targets in (known.model, known.text) if targets is not None)
     if not item.match.placed:
         raise NoMatchError(
-            f"none of the {len(adapters)} layers of '{adapters.name}' fits {wired}.\n"
+            f"none of the {len(adapters)} layers of {quoted(adapters.name)} fits {wired}.\n"
             f"{_what_it_is(adapters)}\n"
             + "\n".join(unmatched_lines(item.unmatched)[:6])
             + f"\n{_advice(item)}"
         )
     if on_unmatched is OnUnmatched.ANYTHING and item.unmatched:
         raise NoMatchError(
-            f"{len(item.unmatched)} entries of '{adapters.name}' do not fit {wired}:\n"
-            + "\n".join(unmatched_lines(item.unmatched))
+            f"{len(item.unmatched)} entries of {quoted(adapters.name)} do not fit {wired}:\n"
+            + "\n".join(capped(unmatched_lines(item.unmatched), 20))
             + f"\nSet on_unmatched to '{OnUnmatched.NOTHING.value}' to apply the rest."
         )
 
@@ -136,7 +137,7 @@ def _patched(patcher: Any, files: Sequence[tuple[Sequence[Placed], float]], stre
     if missing:
         raise NoMatchError(
             f"ComfyUI took the change of {len(found) - len(missing)} of {len(found)} parameters only; "
-            f"it refused '{missing[0]}'. Nothing was applied"
+            f"it refused {quoted(str(missing[0]))}. Nothing was applied"
         )
     return clone
 
@@ -178,7 +179,7 @@ def _file_report(item: _FileMatch, has_clip: bool) -> str:
     lines = [
         f"{item.entry}: {len(placed)} of {total} layers applied",
         *(f"  {line}" for line in algorithm_lines(adapters[layer] for layer in placed)),
-        *(f"  {line}" for line in (item.words.lines if item.words is not None else ())),
+        *(f"  {line}" for line in capped(item.words.lines if item.words is not None else ())),
     ]
     if item.unmatched:
         lines += ["  not applied:", *(f"  {line}" for line in unmatched_lines(item.unmatched))]
@@ -186,6 +187,6 @@ def _file_report(item: _FileMatch, has_clip: bool) -> str:
         what, socket = ("text encoder", "CLIP") if is_text else ("diffusion model", "MODEL")
         lines.append(f"  {count} {what} layers are left out: no {socket} is connected")
     if adapters.embeddings and not has_clip:
-        names = single_line(", ".join(adapters.embeddings), 200)
+        names = listed(adapters.embeddings)
         lines.append(f"  embeddings are left out ({names}): no CLIP is connected")
     return "\n".join(lines)

@@ -19,9 +19,11 @@ from ...lycoris_algos.merge.combine import CombineOptions, plan_combine, run_com
 from ...lycoris_algos.model_files import BaseFile, IndexedModel, KnownModel, Spot
 from ...lycoris_algos.network import Stack, StackEntry
 from ...lycoris_algos.ops.dtypes import STORED_DTYPES
+from ...lycoris_algos.text import as_report, listed, quoted, single_line
 from .baking import base_path
 from .keymap import Targets, known_layers
 from .progress import check_cancel, progress_bar, stop_if_cancelled
+from .saving import folder_of
 
 #: The dialects that a file can be saved in, as the node calls them.
 DIALECT_CHOICES = {"as stored": None, "kohya": "kohya", "ComfyUI": "comfy", "diffusers-PEFT": "diffusers"}
@@ -106,15 +108,16 @@ def save_stack(
         title=path.stem,
         embeddings=include_embeddings,
     )
-    written = save(converted, path)
+    with folder_of(path):
+        written = save(converted, path)
     back = load(written)
     if back.keys() != converted.keys():
         raise BadValueError(
-            f"'{written.name}' was written, but reads back with other layers: please report this"
+            f"{quoted(written.name)} was written, but reads back with other layers: please report this"
         )
     folded = (entry.strength_model, entry.strength_clip) != (1.0, 1.0)
     lines = [
-        f"written: {written} ({written.stat().st_size / 1e6:.2f} MB)",
+        f"written: {single_line(str(written), 400)} ({written.stat().st_size / 1e6:.2f} MB)",
         *(f"  {line}" for line in algorithm_lines(converted.values())),
         f"  {len(converted)} layers, stored as {dtype}, spelled as {converted.dialect}, read back",
     ]
@@ -124,6 +127,6 @@ def save_stack(
             "is in the file: apply it at 1"
         )
     if entry.adapters.embeddings:
-        words = ", ".join(f"'{word}'" for word in entry.adapters.embeddings)
+        words = listed(entry.adapters.embeddings, show=quoted)
         lines.append(f"  embeddings {'included' if include_embeddings else 'left out'}: {words}")
-    return written, "\n".join(lines)
+    return written, as_report(lines)

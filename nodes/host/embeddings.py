@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from ...lycoris_algos import AdapterSet, Unmatched
-from ...lycoris_algos.io import single_line
 from ...lycoris_algos.network.bundles import embedding_key, encoder_of, is_output
+from ...lycoris_algos.text import Brief, quoted, single_line
 
 # Encoders by other names than a file has for them, if the width is right: clip_h is SD 2's.
 _ALSO = {"clip_l": ("clip_h",)}
@@ -39,7 +39,7 @@ class _Encoder:
 
 
 @dataclass(eq=False)
-class FileWords:
+class FileWords(Brief):
     """What became of the embeddings of one file: lines for a report, and what cannot be used."""
 
     lines: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class FileWords:
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class Words(Brief):
     """The words of a stack in one CLIP: the vectors of each encoder, and what to say about each file."""
 
     vectors: Mapping[str, Mapping[_Encoder, Tensor]]
@@ -69,8 +69,8 @@ def fit_words(stack: Sequence[AdapterSet], clip: Any) -> Words:
             word = _word(name)
             found = _fit(name, word, adapters.embeddings[name], encoders, files[number])
             if found and owner.get(word) == number:
-                taken = f"another one of this file is embedding:{word}"
-                files[number].lines.append(f"embedding '{single_line(name, 80)}' is not used: {taken}")
+                taken = f"another one of this file is embedding:{single_line(word)}"
+                files[number].lines.append(f"embedding {quoted(name)} is not used: {taken}")
             elif found:
                 vectors[word], owner[word] = found, number
                 claims.append((number, word, found))
@@ -79,8 +79,8 @@ def fit_words(stack: Sequence[AdapterSet], clip: Any) -> Words:
         if winner is stack[number]:
             files[number].lines.append(_usable(word, found, known))
         else:
-            later = f"'{winner.name}', which comes later, has it too"
-            files[number].lines.append(f"embedding:{word} is not used: {later}")
+            later = f"{quoted(winner.name)}, which comes later, has it too"
+            files[number].lines.append(f"embedding:{single_line(word)} is not used: {later}")
     return Words(vectors, files)
 
 
@@ -96,7 +96,7 @@ def with_words(patched: Any, original: Any, words: Words) -> Any:
 def _usable(word: str, found: Mapping[_Encoder, Tensor], known: set[str]) -> str:
     counts = [f"{encoder.key} ({_count(value)})" for encoder, value in found.items()]
     instead = ", instead of that of an earlier node" if word in known else ""
-    return f"embedding:{word} is a word for {' and '.join(counts)}{instead}"
+    return f"embedding:{single_line(word)} is a word for {' and '.join(counts)}{instead}"
 
 
 def _count(value: Tensor) -> str:

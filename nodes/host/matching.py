@@ -18,12 +18,13 @@ from ...lycoris_algos.model_files import ModelIndex, Placement, Spots
 from ...lycoris_algos.model_files.places import row_ranges
 from ...lycoris_algos.ops.rows import stacked
 from ...lycoris_algos.structures import Structure
+from ...lycoris_algos.text import Brief
 from .keymap import Target, Targets, mapping, target_of
 from .patch import LycorisPatch
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class Placed(Brief):
     """A layer of a file, or a piece of it, the weight that it changes if it does, and all of its changes."""
 
     layer: str

@@ -20,6 +20,7 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 
 from ...lycoris_algos.structures import Enlarged, Structure, apply_
+from ...lycoris_algos.text import listed
 
 # How ComfyUI's weight follows from the one that a file means: as it is; through a function, so that a change
 # is formed first and mapped then; through a function that undoes itself, so that the weight can be mapped
@@ -52,6 +53,9 @@ class LycorisPatch(WeightAdapterBase):  # type: ignore[misc]
         for change, multiplier in entries:
             flat += (multiplier, *change.to_values())
         return cls(keys, tuple(flat))
+
+    def __repr__(self) -> str:
+        return f"LycorisPatch({self.weights[0]}, {listed(self.loaded_keys, 1)})"
 
     @cached_property
     def entries(self) -> tuple[tuple[Structure, float], ...]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import comfy.model_management
 import comfy.utils
 
+from ...lycoris_algos.text import single_line
+
 
 def progress_bar(total: int, node_id: str | None = None) -> Callable[[int, int, str], None]:
     """A ``progress`` callback for library work of ``total`` steps; with ``node_id`` it also names them."""
@@ -14,8 +16,8 @@ def progress_bar(total: int, node_id: str | None = None) -> Callable[[int, int, 
 
     def step(done: int, of: int, what: str) -> None:
         bar.update_absolute(done, of)
-        if node_id is not None:
-            _say(f"{done + 1} of {of}: {what}", node_id)
+        if node_id is not None:  # the page puts this into HTML, and names are strangers'
+            _say(f"{min(done + 1, of)} of {of}: {single_line(what)}", node_id)
 
     return step
 

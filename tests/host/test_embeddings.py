@@ -322,7 +322,7 @@ def test_the_same_vectors_twice(clip: Any, bundle: Bundle) -> None:
 def test_two_names_of_a_file_that_are_one_word(clip: Any, bundle: Bundle) -> None:
     plain = vectors()
     found, report = bundle(clip, {"<foo>.clip_l": vectors(), "foo.clip_l": plain})
-    assert "embedding '<foo>' is not used: another one of this file is embedding:foo" in report
+    assert "embedding '‹foo›' is not used: another one of this file is embedding:foo" in report
     tokens = [token for token, _ in found.tokenize("embedding:foo")["l"][0]]
     assert torch.equal(torch.stack(tokens[1:4]), plain)
 

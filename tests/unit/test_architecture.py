@@ -21,7 +21,8 @@ LIBRARY, NODES = ROOT / "lycoris_algos", ROOT / "nodes"
 _ROOMS = ("ops", "structures", "adapters", "io", "formats", "models", "network", "model_files", "deltas")
 #: What each piece of the library may import of the others; everyone may import errors and _types.
 ALLOWED: dict[str, set[str]] = {
-    "errors": set(),
+    "text": set(),
+    "errors": {"text"},
     "_types": set(),
     "ops": set(),
     "structures": {"ops"},
@@ -39,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 #: The doors: the package itself and the command line may import everything.
 DOORS = {"", "cli", "__main__"}
-FOUNDATION = {"errors", "_types"}
+FOUNDATION = {"text", "errors", "_types"}
 HOST = {
     "comfy",
     "comfy_api",

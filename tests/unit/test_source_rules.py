@@ -115,6 +115,34 @@ def scraps(source: str) -> list[tuple[int, str]]:
     return sorted(found)
 
 
+#: What may stand in quotes in a message without coming through ``text.quoted``: our own words.
+_OWN_WORDS = {"options.method", "plan.options.method", "self.method", "OnUnmatched.NOTHING.value", "_BUDGET"}
+_OWN_WORDS |= {"cls.algo", "cls.kind"}
+#: In adapters/: what an algorithm's own tensors are called.
+_OWN_KEYS = {"name", "key", "found[0]"}
+
+
+def names_past_the_door(source: str) -> list[str]:
+    """Values that an f-string puts into quotes by hand, as names of files and layers once were."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.JoinedStr):
+            continue
+        texts = [str(part.value) if isinstance(part, ast.Constant) else "" for part in node.values]
+        around = zip(["", *texts], node.values, [*texts[1:], ""], strict=False)
+        for before, part, after in around:
+            if isinstance(part, ast.FormattedValue):
+                by_hand = before.endswith("'") and after.startswith("'")
+                found += [ast.unparse(part.value)] if by_hand or part.conversion == ord("r") else []
+    return [value for value in found if value not in _OWN_WORDS]
+
+
+def markup(script: str) -> list[str]:
+    """Ways by which a script of the page makes elements or code out of a text."""
+    elements = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser")
+    return [way for way in (*elements, "eval(", "new Function") if way in script]
+
+
 def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
@@ -146,6 +174,21 @@ def test_no_file_outgrows_its_subject() -> None:
 def test_wrapped_texts_have_full_lines() -> None:
     found = {str(path.relative_to(ROOT)): scraps(text_of(path)) for path in SOURCES}
     assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_names_go_into_messages_through_the_door() -> None:
+    found = {}
+    for path in SOURCES:
+        own = _OWN_KEYS if path.parent.name == "adapters" else set()
+        if path.name != "text.py":
+            found[str(path.relative_to(ROOT))] = set(names_past_the_door(text_of(path))) - own
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_the_scripts_of_the_page_put_texts_in_as_texts() -> None:
+    scripts = list((ROOT / "web").rglob("*.js"))
+    assert scripts
+    assert {path.name: markup(text_of(path)) for path in scripts if markup(text_of(path))} == {}
 
 
 def test_every_file_says_what_it_is_for() -> None:
@@ -225,3 +268,14 @@ def test_scraps_would_be_seen(source: str, line: int) -> None:
 def test_short_texts_are_no_scraps() -> None:
     assert scraps('names = [\n    "save",\n    "load",\n]') == []
     assert scraps('print("a text that is wrapped "\n      "where it is full")') == []
+
+
+def test_names_past_the_door_would_be_seen() -> None:
+    assert names_past_the_door("""x = f"layer '{name}' is lost" """) == ["name"]
+    assert names_past_the_door('x = f"{name!r} is lost"') == ["name"]
+    assert names_past_the_door('x = f"layer {quoted(name)} is lost, it has {count}"') == []
+
+
+def test_markup_would_be_seen() -> None:
+    assert markup("box.innerHTML = text;") == ["innerHTML"]
+    assert markup("box.textContent = text;") == []

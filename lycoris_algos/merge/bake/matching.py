@@ -17,10 +17,11 @@ from ...errors import NeedsBaseError, SiblingRowsError
 from ...model_files import LayerIndex, ModelIndex
 from ...model_files.places import AdapterRows, Spots, pieces_of
 from ...network import StackEntry, Unmatched
+from ...text import Brief, listed, quoted
 
 
 @dataclass(frozen=True, eq=False)
-class PlannedChange:
+class PlannedChange(Brief):
     """What is added to a layer: (what, multiplier) in order of application, and the layers' names.
 
     ``spots`` is where; several where the adapters have to see all pieces in which the file stores the layer.
@@ -32,7 +33,7 @@ class PlannedChange:
 
 
 @dataclass(frozen=True, eq=False)
-class FilePlan:
+class FilePlan(Brief):
     """What becomes of one file of the stack: which layers have a place, and which do not.
 
     ``left_out`` are sentences about what the checkpoint has no part for.
@@ -45,7 +46,7 @@ class FilePlan:
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
+class _Step(Brief):
     """What is added, and the spots that it changes."""
 
     spots: Spots
@@ -78,7 +79,7 @@ class Matcher:
             for what, count in Counter(map(_half, found.left_out.values())).items()
         ]
         if adapters.embeddings:
-            words = ", ".join(f"'{name}'" for name in adapters.embeddings)
+            words = listed(adapters.embeddings, show=quoted)
             left_out.append(f"embeddings are left out: {words}: a checkpoint has no place for words")
         unmatched = (*adapters.unmatched, *found.unmatched)
         return FilePlan(entry, tuple(found.placed), unmatched, tuple(left_out))

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import LycorisError, NoMatchError
+from ...inspection import unmatched_lines
 from ...io import Header, TensorInfo
 from ...model_files import CheckpointIndex, Spot, index_header
 from ...model_files.storage import companions, is_companion, is_mark, refuse_weight, scale_of
 from ...network import StackEntry
 from ...ops.rounding import STOCHASTIC
+from ...text import Brief, quoted
 from .matching import FilePlan, Matcher, PlannedChange
 
 
 @dataclass(frozen=True, eq=False)
-class TensorPlan:
+class TensorPlan(Brief):
     """One tensor of the new file: where it comes from, what changes it, and how it is stored.
 
     ``changes`` are in order, and also those of other tensors that have to be seen together with it.
@@ -44,7 +46,7 @@ class TensorPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class BakePlan:
+class BakePlan(Brief):
     """A whole bake. ``tensors`` are in the order of the new file; ``dropped`` keys are not in it any more.
 
     ``dtype`` is what was asked for, None for "as the base". ``program`` signs the recipe.
@@ -69,18 +71,18 @@ class BakePlan:
         """NoMatchError if a file of the stack has no place at all; ``everything``: if anything has none."""
         for file in self.files:
             adapters = file.entry.adapters
+            name, base = quoted(adapters.name), quoted(self.base)
             if not file.placed:
-                reasons = [f"- {item.key}: {item.reason}" for item in file.unmatched[:4]]
+                reasons = unmatched_lines(file.unmatched)[:4]
                 raise NoMatchError(
-                    f"none of the {len(adapters)} layers of '{adapters.name}' fits '{self.base}', which has "
+                    f"none of the {len(adapters)} layers of {name} fits {base}, which has "
                     + "\n".join([f"{self.index.what}.", *file.left_out, *reasons])
                     + "\nIt was trained for another kind of model: use it with that, or remove it."
                 )
             if everything and file.unmatched:
-                reasons = [f"- {item.key}: {item.reason}" for item in file.unmatched[:8]]
+                reasons = unmatched_lines(file.unmatched)[:8]
                 raise NoMatchError(
-                    f"{len(file.unmatched)} entries of '{adapters.name}' do not fit '{self.base}':\n"
-                    + "\n".join(reasons)
+                    f"{len(file.unmatched)} entries of {name} do not fit {base}:\n" + "\n".join(reasons)
                 )
 
 
@@ -107,7 +109,7 @@ def plan_bake(
         for key in changes:
             refuse_weight(key, tensors)
     except LycorisError as error:
-        raise error.with_context(f"file '{base}'") from error
+        raise error.with_context(f"file {quoted(base)}") from error
     planned = [
         _tensor_plan(info, changes.get(key, ()), dtype, index, tensors)
         for key, info in tensors.items()

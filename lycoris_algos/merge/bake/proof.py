@@ -20,6 +20,7 @@ from ...errors import CancelledError, LycorisError
 from ...io import SafetensorsReader
 from ...ops.rounding import STOCHASTIC
 from ...ops.rows import row_blocks
+from ...text import Brief, quoted
 from .plan import BakePlan, TensorPlan
 from .weights import OUT_OF_MEMORY, Weights
 
@@ -29,7 +30,7 @@ _BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
-class Proof:
+class Proof(Brief):
     """How many tensors were compared, and the largest difference of a changed one to the live weight.
 
     ``steps`` is that difference in gaps between neighbouring numbers of the stored dtype (0.5 is rounding to
@@ -67,7 +68,9 @@ def prove(
         for item in copied:
             name = item.info.name
             if not _same_bytes(reader[name], base[name]):
-                raise LycorisError(f"'{name}' was copied and came out different: the disk may be failing")
+                raise LycorisError(
+                    f"{quoted(name)} was copied and came out different: the disk may be failing"
+                )
     return Proof(len(changed), len(copied), *worst)
 
 
@@ -126,9 +129,9 @@ def _compare(
         largest = float(differences.max()) * scale
         if not bool((differences <= gaps.mul(allowed).add_(slack)).all()):  # also where one is not a number
             raise LycorisError(
-                f"'{item.info.name}' was written, read back and found to differ from the live weight by "
-                f"{largest:.3g}, more than {str(item.dtype).removeprefix('torch.')} can explain (is a weight "
-                f"beyond its largest number, {limits.max:g}?). The new file was removed"
+                f"{quoted(item.info.name)} was written, read back and found to differ from the live weight "
+                f"by {largest:.3g}, more than {str(item.dtype).removeprefix('torch.')} can explain (is a "
+                f"weight beyond its largest number, {limits.max:g}?). The new file was removed"
             )
         worst_difference = max(worst_difference, largest)
         worst_steps = max(worst_steps, float(differences.div_(gaps).max()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...inspection import algorithm_lines, unmatched_lines
-from ...io import human_size
+from ...text import as_report, human_size, listed, quoted, single_line
 from .matching import FilePlan
 from .plan import BakePlan
 from .run import BakeResult
@@ -16,7 +16,7 @@ def plan_report(plan: BakePlan) -> str:
     changed, copied = len(plan.changed), sum(item.copied for item in plan.tensors)
     converted = len(plan.tensors) - changed - copied
     lines = [line for file in plan.files for line in _file_lines(file)]
-    lines.append(f"{changed} tensors of '{plan.base}' are changed, {copied} are copied as they are")
+    lines.append(f"{changed} tensors of {quoted(plan.base)} are changed, {copied} are copied as they are")
     if converted:
         lines.append(f"{converted} more are only stored as {_name(plan.dtype)}")
     if plan.dropped:
@@ -24,7 +24,7 @@ def plan_report(plan: BakePlan) -> str:
     rescaled = sum(bool(item.changes) and item.keeps_scale for item in plan.tensors)
     if rescaled:
         lines.append(f"{rescaled} changed fp8 weights get a new scale")
-    return "\n".join(lines)
+    return as_report(lines)
 
 
 def bake_report(result: BakeResult) -> str:
@@ -32,16 +32,16 @@ def bake_report(result: BakeResult) -> str:
     plan, proof = result.plan, result.proof
     stored = "stored as the base" if plan.dtype is None else f"stored as {_name(plan.dtype)}"
     lines = [
-        f"{result.path.name}: {human_size(result.size)}, {stored}, in {result.seconds:.1f} s",
+        f"{single_line(result.path.name)}: {human_size(result.size)}, {stored}, in {result.seconds:.1f} s",
         plan_report(plan),
         _proof_line(result),
     ]
     if proof.copied:
         lines.append(f"checked: {proof.copied} of the copied tensors are the same byte for byte")
     if result.redone:
-        where = ", ".join(result.redone[:3]) + (" …" if len(result.redone) > 3 else "")
+        where = listed(result.redone, 3)
         lines.append(f"{len(result.redone)} tensors did not fit the GPU's memory, the CPU made them: {where}")
-    return "\n".join(lines)
+    return as_report(lines)
 
 
 def _proof_line(result: BakeResult) -> str:
@@ -51,7 +51,7 @@ def _proof_line(result: BakeResult) -> str:
     return (
         f"checked: {proof.changed} changed tensors read back and compared with the live weights: the largest "
         f"difference is {proof.difference:.3g}, {proof.steps:.2g} of the last digit that is stored "
-        f"({proof.layer})"
+        f"({single_line(proof.layer)})"
     )
 
 

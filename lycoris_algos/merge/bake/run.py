@@ -20,6 +20,7 @@ from torch import Tensor
 from ..._types import Cancel, Progress
 from ...errors import CancelledError, FileFormatError, LycorisError
 from ...io import SafetensorsReader, SafetensorsWriter
+from ...text import Brief, quoted
 from .plan import BakePlan, TensorPlan
 from .proof import Proof, prove
 from .recipe import baked_metadata
@@ -30,7 +31,7 @@ _STRETCH = 256 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class BakeResult:
+class BakeResult(Brief):
     """A finished bake: the file, what was checked, and what took another way than planned."""
 
     path: Path
@@ -63,7 +64,9 @@ def run_bake(
     redone: list[str] = []
     with torch.no_grad(), SafetensorsReader(Path(source)) as reader:
         if reader.header.tensors != plan.header.tensors:
-            raise FileFormatError(f"file '{reader.path.name}': it was changed since the bake was planned")
+            raise FileFormatError(
+                f"file {quoted(reader.path.name)}: it was changed since the bake was planned"
+            )
         tensors = {item.info.name: (item.dtype, item.shape) for item in plan.tensors}
         order = [item.info.name for item in plan.tensors]
         writer = SafetensorsWriter(Path(target), tensors, baked_metadata(plan, reader), order)
@@ -93,6 +96,8 @@ def run_bake(
             for name, scale in scales.items():
                 writer.replace(name, scale)
             proof = prove(plan, reader, writer.unpublished, weights, place, stop)
+    if progress is not None:
+        progress(total, total, "written and checked")
     return BakeResult(writer.path, plan, proof, tuple(redone), time.perf_counter() - start, writer.file_size)
 
 
@@ -114,7 +119,9 @@ def _made(weights: Weights, item: TensorPlan, device: torch.device, redone: list
     try:
         return weights.make(item, torch.device("cpu"))
     except (OUT_OF_MEMORY, MemoryError) as error:
-        raise LycorisError(f"'{item.info.name}': there is too little memory to change this weight") from error
+        raise LycorisError(
+            f"{quoted(item.info.name)}: there is too little memory to change this weight"
+        ) from error
 
 
 def _stretches(plan: BakePlan) -> Iterator[list[TensorPlan]]:

@@ -27,6 +27,7 @@ from ...model_files.storage import new_scale, scale_of
 from ...ops.dtypes import compute_dtype
 from ...ops.rounding import STOCHASTIC, generator_for, stochastic
 from ...structures import Structure, apply_
+from ...text import Brief, quoted
 from .matching import PlannedChange
 from .plan import TensorPlan
 
@@ -35,7 +36,7 @@ OUT_OF_MEMORY: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.O
 
 
 @dataclass(frozen=True, eq=False)
-class Baked:
+class Baked(Brief):
     """A tensor as it goes into the file, and its new scale where it is stored with one."""
 
     tensor: Tensor
@@ -147,7 +148,7 @@ class Weights:
 
 
 @dataclass(frozen=True, eq=False)
-class _Together:
+class _Together(Brief):
     """The changed tensors of one layer, as far as they have not been taken."""
 
     changes: tuple[PlannedChange, ...]
@@ -219,7 +220,7 @@ def _changed(weight: Tensor, change: PlannedChange, entries: list[tuple[Structur
             return weight
         result = apply_(seen(weight, spot), entries)
     except LycorisError as error:
-        raise error.with_context(f"layer '{change.layers[0]}'") from error
+        raise error.with_context(f"layer {quoted(change.layers[0])}") from error
     if spot.transposed:
         put(weight, spot, result)
         return weight
@@ -238,5 +239,5 @@ def _made(
             made.append((added.structure(after, computing, base), multiplier))
             after = added.adapter.new_shape(after)
     except LycorisError as error:
-        raise error.with_context(f"layer '{change.layers[0]}'") from error
+        raise error.with_context(f"layer {quoted(change.layers[0])}") from error
     return made

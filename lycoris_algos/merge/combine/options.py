@@ -9,6 +9,7 @@ import torch
 from ...adapters import fittable
 from ...errors import BadValueError
 from ...ops.ranks import RankKind, RankRule
+from ...text import quoted
 from .methods import MergeMethod, Parameters, find
 
 #: Outputs that are no algorithm: each layer as its adapters are, where they agree on one that can be kept,
@@ -48,7 +49,9 @@ class CombineOptions(Parameters):
         super().__post_init__()
         method = find(self.method)
         if self.output not in outputs():
-            raise BadValueError(f"there is no output '{self.output}': choose one of {', '.join(outputs())}")
+            raise BadValueError(
+                f"there is no output {quoted(self.output)}: choose one of {', '.join(outputs())}"
+            )
         self.rank.check()
         if self.scaling == 0:
             raise BadValueError("lambda is 0, which leaves nothing of the result")

@@ -24,6 +24,7 @@ from ...model_files import KnownModel
 from ...network import StackEntry
 from ...ops.ranks import RankKind
 from ...structures import pays
+from ...text import Brief, as_report, capped, quoted
 from .methods import Kind
 from .options import AUTO, FULL, LORA, SAME, CombineOptions
 from .sources import Contribution, alignment_notes, grouped
@@ -39,7 +40,7 @@ class Route(str, Enum):
 
 
 @dataclass(frozen=True, eq=False)
-class ParameterPlan:
+class ParameterPlan(Brief):
     """One weight or bias of the result. ``shape`` is None where nothing tells its kernel."""
 
     layer: str
@@ -73,7 +74,7 @@ class ParameterPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class CombinePlan:
+class CombinePlan(Brief):
     """All parameters of the result. ``str`` of it is for a person."""
 
     parameters: tuple[ParameterPlan, ...]
@@ -93,11 +94,11 @@ class CombinePlan:
         )
         lines = [
             f"{self.options.method} of {len(self.sources)} adapter sets, rank: {self.options.rank}",
-            *(f"  {source}" for source in self.sources),
+            *capped([f"  {source}" for source in self.sources]),
             *(f"  {count}× {route}" for route, count in routes.most_common()),
             *(f"  note: {note}" for note in self.notes),
         ]
-        return "\n".join(lines)
+        return as_report(lines)
 
 
 def plan_combine(
@@ -206,7 +207,7 @@ def _shape(
             try:
                 c.adapter.fits(shape)
             except ShapeMismatchError as error:
-                raise error.with_context(f"layer '{c.name}'") from error
+                raise error.with_context(f"layer {quoted(c.name)}") from error
         shape = own[0].adapter.new_shape(shape)
     else:
         told = [found for c in own if (found := c.adapter.weight_shape) is not None]
@@ -218,7 +219,7 @@ def _shape(
     if len(sizes) > 1:
         found_sizes = " and ".join("×".join(map(str, size)) for size in sorted(sizes))
         raise ShapeMismatchError(
-            f"layer '{own[0].name}' changes weights of different sizes ({found_sizes}): "
+            f"layer {quoted(own[0].name)} changes weights of different sizes ({found_sizes}): "
             "the adapters were trained for different models and cannot be combined"
         )
     # Without any size only the base weight tells, and its absence is reported by _require_base.
@@ -277,7 +278,7 @@ def _require_base(parameters: Sequence[ParameterPlan], base: KnownModel | None) 
     if not lacking:
         return
     titles = sorted({t for p in lacking for c in p.contributions for t in c.adapter.titles})
-    where = f"{len(lacking)} layers, the first is '{lacking[0].name}'"
+    where = f"{len(lacking)} layers, the first is {quoted(lacking[0].name)}"
     if base is None:
         depends = any(parameter.needs_base for parameter in lacking)
         why = "change a weight by its own values" if depends else "do not store how large a weight is"

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from ...adapters import component
 from ...deltas import Difference
 from ...network import AdapterSet
+from ...text import Brief, as_report, capped, listed, quoted, single_line
 from .options import FULL
 from .plan import CombinePlan, ParameterPlan, Route
 
 _NUMBER = re.compile(r"\d+")
-_MAX_FAMILIES = 60
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Outcome(Brief):
     """One parameter of the result.
 
     ``measured`` compares what is stored, rounding and all, with what the method asks for; None where that
@@ -40,7 +40,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class Combined:
+class Combined(Brief):
     """The combined adapter set, and what became of every parameter."""
 
     adapters: AdapterSet
@@ -70,31 +70,30 @@ class Combined:
             *(f"  {line}" for line in self._family_lines()),
             *(f"  note: {note}" for note in self._notes()),
         ]
-        return "\n".join(lines)
+        return as_report(lines)
 
     def _family_lines(self) -> list[str]:
         families: dict[str, list[Outcome]] = defaultdict(list)
         for outcome in self.outcomes:
-            families[_NUMBER.sub("*", outcome.parameter.name)].append(outcome)
+            families[single_line(_NUMBER.sub("*", outcome.parameter.name))].append(outcome)
         lines = [
             f"{len(own)}× {family}: {_forms(own)}, keeps {_percent(_retained(own))}, "
             f"error {max(_error(outcome) for outcome in own):.1e}"
             for family, own in families.items()
         ]
-        more = len(lines) - _MAX_FAMILIES
-        return [*lines[:_MAX_FAMILIES], f"… and {more} more families"] if more > 0 else lines
+        return capped(lines)
 
     def _notes(self) -> list[str]:
         notes = []
         on_cpu = [outcome.parameter.name for outcome in self.outcomes if outcome.on_cpu]
         if on_cpu:
             notes.append(
-                f"the GPU had no memory for {len(on_cpu)} layers, which were computed on the CPU: {on_cpu[0]}"
-                + (" …" if len(on_cpu) > 1 else "")
+                f"the GPU had no memory for {len(on_cpu)} layers, which were computed on the CPU: "
+                + listed(on_cpu, 1)
             )
         out = [outcome for outcome in self.outcomes if outcome.left_out]
         if out:
-            names = f"{len(out)} parameters are left out, such as {out[0].parameter.name}"
+            names = f"{len(out)} parameters are left out, such as {quoted(out[0].parameter.name)}"
             why = "nothing of them is left, or the budget has no room for them"
             notes.append(f"{names}: {why}")
         unmeasured = [

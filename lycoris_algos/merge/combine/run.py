@@ -22,6 +22,7 @@ from ...errors import BadValueError, CancelledError, LycorisError
 from ...network import AdapterSet, Unmatched
 from ...ops.ranks import RankKind, RankRule
 from ...structures import Dense, LowRank, Structure, Sum, pays
+from ...text import Brief, quoted
 from .methods import Kind
 from .options import AUTO, FULL, SAME
 from .plan import CombinePlan, ParameterPlan, Route, lone_coefficient, weights_for
@@ -59,6 +60,8 @@ def run_combine(
         if adapter is not None:
             known = found.get(parameter.layer, LayerAdapter())
             found[parameter.layer] = _joined(known, adapter, parameter.what)
+    if progress is not None:
+        progress(plan.steps, plan.steps, "combined")
     if not found:
         raise BadValueError(
             f"'{plan.options.method}' leaves nothing of these adapters: they share no layer, or cancel out"
@@ -75,7 +78,7 @@ def _joined(layer: LayerAdapter, adapter: LayerAdapter, what: str) -> LayerAdapt
 def _adapter_set(plan: CombinePlan, layers: dict[str, LayerAdapter], name: str) -> AdapterSet:
     sources = plan.sources
     unmatched = tuple(
-        Unmatched(item.key, f"of '{source.adapters.name}': {item.reason}")
+        Unmatched(item.key, f"of {quoted(source.adapters.name)}: {item.reason}")
         for source in sources
         for item in source.adapters.unmatched
     )
@@ -89,7 +92,7 @@ def _adapter_set(plan: CombinePlan, layers: dict[str, LayerAdapter], name: str) 
 
 
 @dataclass
-class _Run:
+class _Run(Brief):
     """One run: where it computes, and how far it is."""
 
     plan: CombinePlan
@@ -113,7 +116,7 @@ class _Run:
             if self.device.type == "cpu":
                 raise
         except LycorisError as error:
-            raise error.with_context(f"layer '{parameter.name}'") from error
+            raise error.with_context(f"layer {quoted(parameter.name)}") from error
         # Outside of the handler, so that the failed attempt's tensors are free.
         return work(torch.device("cpu")), True
 

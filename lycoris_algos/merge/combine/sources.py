@@ -15,10 +15,11 @@ from ...adapters import LayerAdapter
 from ...formats import encoder_number, is_text_layer, model_paths, text_paths
 from ...model_files import KnownModel
 from ...network import StackEntry
+from ...text import Brief, quoted
 
 
 @dataclass(frozen=True, eq=False)
-class Contribution:
+class Contribution(Brief):
     """What one source says about one layer (or about its bias, which is then an adapter of its own)."""
 
     index: int
@@ -58,9 +59,10 @@ def alignment_notes(sources: Sequence[StackEntry], groups: Sequence[Sequence[Con
         alone = [group[0].name for group in groups if len(group) == 1 and group[0].index == index]
         if alone:
             notes.append(
-                f"{len(alone)} of {len(source.adapters)} layers of '{source.adapters.name}' (spelled as "
-                f"{source.adapters.dialect}) have no partner in the other files, such as '{alone[0]}': if "
-                "other files change the same layers under other names, give the model, which tells"
+                f"{len(alone)} of {len(source.adapters)} layers of {quoted(source.adapters.name)} (spelled "
+                f"as {source.adapters.dialect}) have no partner in the other files, such as "
+                f"{quoted(alone[0])}: if other files change the same layers under other names, give the "
+                "model, which tells"
             )
     return notes
 

@@ -130,7 +130,7 @@ def test_progress_names_layers_and_cancel_stops_between_them() -> None:
     plan = plan_combine([StackEntry(linear(4, 1)), StackEntry(linear(4, 2))])
     seen: list[tuple[int, int, str]] = []
     run_combine(plan, progress=lambda *step: seen.append(step))
-    assert [step[:2] for step in seen] == [(0, 3), (1, 3), (2, 3)]
+    assert [step[:2] for step in seen] == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert seen[0][2] == LAYER
     with pytest.raises(CancelledError):
         run_combine(plan, cancel=lambda: True)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ....errors import BadValueError
+from ....text import quoted
 from ._parameters import PARAMETERS, Parameter, Parameters
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -116,7 +117,7 @@ def method(
 
     def register(function: _F) -> _F:
         if name in _METHODS:
-            raise TypeError(f"{function.__qualname__}: '{name}' is taken")
+            raise TypeError(f"{function.__qualname__}: {quoted(name)} is taken")
         found = MergeMethod(name, kind, summary, function, at_least, reference, like_stack)
         arguments = tuple(n for n in inspect.signature(function).parameters if n not in found.keywords)
         if arguments != kind.value:
@@ -133,7 +134,7 @@ def method(
 def find(name: str) -> MergeMethod:
     """The method called ``name``; BadValueError if there is none."""
     if name not in _METHODS:
-        raise BadValueError(f"there is no method '{name}': choose one of {', '.join(_METHODS)}")
+        raise BadValueError(f"there is no method {quoted(name)}: choose one of {', '.join(_METHODS)}")
     return _METHODS[name]
 
 
