@@ -7,29 +7,34 @@ are in the configuration, for all layers or by patterns of names. Here they beco
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from ..adapters import Extra, LayerAdapter
-from ..errors import BadValueError, LycorisError
+from ..errors import LycorisError
+from ..text import Brief, quoted
+from .patterns import Patterns
 
 _PREFIX = "base_model.model."
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True)
-class PeftConfig:
-    """The configuration of a whole file: {name: value}."""
+class PeftConfig(Brief):
+    """The configuration of a whole file: {name: value}, its tables of patterns as ``Patterns``."""
 
     values: Mapping[str, object]
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> PeftConfig:
         """The one that a file's metadata hold, under diffusers' key or PEFT's own file name."""
+        found = json_table(metadata.get("lora_adapter_metadata")) or json_table(
+            metadata.get("adapter_config")
+        )
         return cls(
-            json_table(metadata.get("lora_adapter_metadata")) or json_table(metadata.get("adapter_config"))
+            {key: _patterns(value) if key.endswith("_pattern") else value for key, value in found.items()}
         )
 
 
@@ -43,7 +48,7 @@ def as_peft_trained(name: str, layer: LayerAdapter, config: PeftConfig) -> tuple
     try:
         reading = layer.algorithm.from_peft(_OfLayer(name, config.values))
     except LycorisError as error:
-        raise error.with_context(f"layer '{name}'") from error
+        raise error.with_context(f"layer {quoted(name)}") from error
     if not reading.note:
         return layer, ""
     biases = layer.bias_extras
@@ -80,17 +85,12 @@ class _OfLayer:
     def of_layer(self, patterns: str, *keys: str) -> float | None:
         """PEFT's rule: the first of ``patterns`` that the end of the layer's path matches, else ``keys``."""
         found = self[patterns]
-        if isinstance(found, dict):
-            for pattern, value in found.items():
-                if _is_number(value) and self._matches(pattern):
-                    return float(value)
-        return self.number(*keys)
-
-    def _matches(self, pattern: str) -> bool:
-        # PEFT's names begin inside the model that was wrapped; diffusers puts the component before them.
-        paths = self.name.removeprefix(_PREFIX), self.name.partition(".")[2].removeprefix(_PREFIX)
-        expression = _expression(pattern)
-        return any(expression.match(path) for path in paths)
+        value = None
+        if isinstance(found, Patterns):
+            # PEFT's names begin inside the model that was wrapped; diffusers puts the component before them.
+            inside = self.name.partition(".")[2]
+            value = found.first(self.name.removeprefix(_PREFIX), inside.removeprefix(_PREFIX))
+        return self.number(*keys) if value is None else value
 
     def is_of(self, kind: str) -> bool:
         """Whether PEFT trained it, as ``kind``; others store the same tensors and mean another thing."""
@@ -105,19 +105,9 @@ class _OfLayer:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and -_LARGEST < value < _LARGEST
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    """``pattern`` as PEFT uses it, a regular expression for the end of a path.
-
-    A file must not be able to keep a reader busy, so there are at most two repetitions, and none of a group.
-    """
-    if len(re.findall(r"(?<!\\)[*+?{]", pattern)) > 2 or re.search(r"\)[*+?{]", pattern):
-        raise BadValueError(
-            f"PEFT's configuration chooses layers by '{pattern}', which is too involved to be tried safely"
-        )
-    try:
-        return re.compile(rf"(.*\.)?({pattern})$")
-    except (re.error, RecursionError, OverflowError) as error:
-        raise BadValueError(f"PEFT's configuration chooses layers by '{pattern}': {error}") from error
+def _patterns(table: object) -> Patterns:
+    items = table.items() if isinstance(table, dict) else ()
+    return Patterns({pattern: float(value) for pattern, value in items if _is_number(value)})
