@@ -7,31 +7,37 @@ from collections.abc import Iterator, Sequence
 
 from ._base import Dialect
 
+# Prefixes that may stand one before the other. Programs write two at most: one around a name of another.
+_MOST_PREFIXES = 4
 _TEXT_NUMBER = re.compile(r"lora_te(\d)_|text_encoder_(\d)\.")
 
 
-def model_paths(layer: str, dialects: Sequence[Dialect]) -> Iterator[str]:
-    """Paths in a diffusion model that ``layer`` may mean, the name as it stands first."""
+def model_paths(layer: str, dialects: Sequence[Dialect], prefixes: int = _MOST_PREFIXES) -> Iterator[str]:
+    """Paths in a diffusion model that ``layer`` may mean, the name as it stands first.
+
+    At most so many ``prefixes`` are taken off.
+    """
     yield from _varied(layer)
-    for dialect in dialects:
+    for dialect in dialects if prefixes else ():
         for prefix in () if dialect.bare else dialect.model_prefixes:
             if layer.startswith(prefix):
-                yield from model_paths(layer.removeprefix(prefix), dialects)
+                yield from model_paths(layer.removeprefix(prefix), dialects, prefixes - 1)
 
 
-def text_paths(layer: str, dialects: Sequence[Dialect]) -> Iterator[str]:
+def text_paths(layer: str, dialects: Sequence[Dialect], prefixes: int = _MOST_PREFIXES) -> Iterator[str]:
     """Paths in a text encoder that ``layer`` may mean, the name as it stands first.
 
-    A path is inside the encoder, or begins with ComfyUI's name of it.
+    A path is inside the encoder, or begins with ComfyUI's name of it. At most so many ``prefixes`` are taken
+    off.
     """
     yield layer
-    for dialect in dialects:
+    for dialect in dialects if prefixes else ():
         for prefix, own in dialect.text_prefixes.items():
             if layer.startswith(prefix) and own != prefix:
-                yield from text_paths(own + layer.removeprefix(prefix), dialects)
+                yield from text_paths(own + layer.removeprefix(prefix), dialects, prefixes - 1)
         for prefix in dialect.model_prefixes if dialect.any_component else ():
             if layer.startswith(prefix):
-                yield from text_paths(layer.removeprefix(prefix), dialects)
+                yield from text_paths(layer.removeprefix(prefix), dialects, prefixes - 1)
 
 
 def encoder_number(layer: str) -> int | None:

@@ -33,6 +33,9 @@ _SPELLINGS = {
 #: Suffixes that a model's own tensors have too: they count only beside another tensor of an adapter.
 WEAK_SUFFIXES = frozenset({"weight", "scale", "magnitude"})
 
+#: Dots within the longest spelling of a suffix, at most.
+MOST_DOTS = 5
+
 # The name of the adapter, which PEFT leaves in a raw dump of its modules.
 _ADAPTER_NAME = re.compile(r"\.default(?:_\d+)?(?=\.weight$|\.bias$|$)")
 # Adapters of attention processors: the suffix is glued to the projection's name, or (XLabs) to a number.
@@ -43,20 +46,22 @@ _NUMBERED = re.compile(r"(.*\.processor\.\w+_lora[12])\.(down|up)\.weight", re.D
 def split_key(key: str, suffixes: Collection[str]) -> tuple[str, str] | None:
     """``key`` as (layer, suffix in LyCORIS' spelling), or None if it ends in no known suffix.
 
-    Both halves may hold dots, so it is cut at the longest suffix that is among ``suffixes``.
-    ``WEAK_SUFFIXES`` do not count.
+    Both halves may hold dots, of which a suffix has few, so it is cut at the longest suffix that is among
+    ``suffixes``. ``WEAK_SUFFIXES`` do not count.
     """
     plain = _ADAPTER_NAME.sub("", key)
     glued = _GLUED.fullmatch(plain) or _NUMBERED.fullmatch(plain)
     if glued and f"lora_{glued[2]}.weight" in suffixes:
         return glued[1], f"lora_{glued[2]}.weight"
-    position = plain.find(".")
-    while position > 0:
-        layer, stored = plain[:position], plain[position + 1 :]
+    if plain.startswith("."):
+        return None
+    words = plain.rsplit(".", MOST_DOTS + 1)[1:]
+    for count in range(len(words)):
+        stored = ".".join(words[count:])
+        layer = plain[: -len(stored) - 1]
         suffix = _hcp_suffix(layer, stored) if stored.startswith(JOINT) else canonical_suffix(stored)
         if suffix in suffixes and stored not in WEAK_SUFFIXES:
             return layer, suffix
-        position = plain.find(".", position + 1)
     return None
 
 

@@ -7,7 +7,7 @@ means all of them; pieces that the model stores as one are parts of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from ..adapters import LayerAdapter
 from ..errors import LycorisError
 from ..formats import encoder_number, model_paths, text_paths
 from ..models import split_names
+from ..text import Brief
 from .names import NameIndex, flattened
 from .places import AdapterRows, Shape, Spot, Spots, pieces_of
 from .spelling import model_name, text_name
@@ -25,7 +26,7 @@ class UnsuitableError(LycorisError):
 
 
 @dataclass(frozen=True)
-class Paths:
+class Paths(Brief):
     """What ComfyUI calls the places of a model (paths), and diffusers (whole names)."""
 
     own: Mapping[Spot, str] = field(default_factory=dict)
@@ -33,7 +34,7 @@ class Paths:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LayerIndex:
+class LayerIndex(Brief):
     """The layer names that one half of a model answers to. ``what`` names it for people.
 
     ``shape_of`` gives the shape of the parameter of a key, None if there is none. ``encoder_of`` names the
@@ -95,7 +96,7 @@ class LayerIndex:
         stored = self.shape_of(spot.key)
         return None if stored is None else spot.shape(stored)
 
-    def _preferred(self, layer: str, spots: Sequence[Spot]) -> Sequence[Spot]:
+    def _preferred(self, layer: str, spots: Collection[Spot]) -> Collection[Spot]:
         """``spots`` with those first that are in the text encoder which the name numbers."""
         number = encoder_number(layer) if len(spots) > 1 else None
         if number is None or number > len(self.encoders):

@@ -7,25 +7,28 @@ every path is known under every prefix, dotted and flattened, whoever brought it
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from .places import Spot
+
+# More than any model has for a name: every layer of that name is tried at all of them.
+_MOST_MEANINGS = 32
 
 
 class NameIndex:
     """Spots by path, dotted or with underscores for dots."""
 
     def __init__(self) -> None:
-        self._exact: dict[str, list[Spot]] = defaultdict(list)
-        self._flat: dict[str, list[Spot]] = defaultdict(list)
+        self._exact: dict[str, dict[Spot, None]] = defaultdict(dict)
+        self._flat: dict[str, dict[Spot, None]] = defaultdict(dict)
 
     def add(self, path: str, spot: Spot) -> None:
         """Adds a meaning of ``path``, after those that it has."""
         for found in (self._exact[path], self._flat[flattened(path)]):
-            if spot not in found:
-                found.append(spot)
+            if len(found) < _MOST_MEANINGS:
+                found.setdefault(spot)
 
-    def look_up(self, path: str) -> Sequence[Spot]:
+    def look_up(self, path: str) -> Collection[Spot]:
         """What ``path`` may mean, best first: to the letter if anything is, else with dots as underscores."""
         return self._exact.get(path) or self._flat.get(flattened(path)) or ()
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from lycoris_algos.adapters import known_suffixes
 from lycoris_algos.formats import (
     WEAK_SUFFIXES,
+    _suffixes,
     canonical_suffix,
+    hcp,
     split_key,
 )
 
@@ -163,3 +165,8 @@ def test_one_name_for_each_suffix() -> None:
     assert canonical_suffix("lora_A.weight") == "lora_down.weight"
     assert canonical_suffix("magnitude") == "lora_magnitude_vector"
     assert all(canonical_suffix(suffix) == suffix for suffix in SUFFIXES)
+
+
+def test_no_suffix_has_more_dots_than_a_key_is_looked_at_for() -> None:
+    spelled = {*known_suffixes(), *_suffixes._SPELLINGS, *(f"{hcp.JOINT}{name}" for name in known_suffixes())}
+    assert max(name.count(".") for name in spelled) <= _suffixes.MOST_DOTS
