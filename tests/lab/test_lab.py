@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from lab import images, install, models, workflows
+from lab import images, install, make_examples, models, paths, workflows
 
 
 @pytest.mark.parametrize("name", ["../evil.py", "sub/../../evil.py", "/evil.py", "C:/evil.py", "..\\evil.py"])
@@ -55,6 +56,15 @@ def test_the_plain_workflow_has_the_models_straight_from_the_loader(name: str) -
     prompts = [node for node in plain.values() if node["class_type"] == "CLIPTextEncode"]
     assert sampler["inputs"]["model"] == ["1", 0]
     assert [node["inputs"]["clip"] for node in prompts] == [["1", 1], ["1", 1]]
+
+
+def test_examples_hold_no_progress_of_the_run_that_made_them() -> None:
+    node = {"type": "MergeLyCORIS", "widgets_values": ["merged", 1.0, None, "530 of 539: a.norm1.bias"]}
+    tidied = json.loads(make_examples.tidy(json.dumps({"nodes": [node, {"type": "Note"}]}), "x"))
+    assert tidied["nodes"][0]["widgets_values"] == ["merged", 1.0, None]
+    for path in paths.EXAMPLE_WORKFLOWS.glob("*.json"):
+        text = path.read_text("utf-8")
+        assert json.loads(make_examples.tidy(text, path.stem)) == json.loads(text), path.name
 
 
 def test_setting_an_input_that_a_node_does_not_have_is_an_error() -> None:
