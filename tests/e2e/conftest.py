@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import adapters, models
+from lab import adapters, chromium, models
 from lab.client import RunResult, fetch_image, run_workflow
 from lab.images import pixels
 from lab.server import ComfyServer
@@ -22,6 +24,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     adapters.ensure()
     with ComfyServer(tmp_path_factory.mktemp("comfyui")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Path:
+    """Chromium or Chrome."""
+    found = chromium.find()
+    if found is None and os.environ.get("CI"):
+        pytest.fail(chromium.ADVICE)
+    if found is None:
+        pytest.skip(chromium.ADVICE)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from lab import chromium, paths, workflows
+from lab import paths, workflows
 from lab.browser import ComfyPage, open_page
 from lab.server import PACK_FOLDER, ComfyServer
 from lab.workflows import Prompt
 
 REPORT = ".lycoris-report"
 """The element in which the pack's script shows a node's report."""
-
-
-@pytest.fixture(scope="session")
-def browser() -> Path:
-    found = chromium.find()
-    if found is None and os.environ.get("CI"):
-        pytest.fail(chromium.ADVICE)
-    if found is None:
-        pytest.skip(chromium.ADVICE)
-    return found
 
 
 def example(name: str) -> Prompt:
