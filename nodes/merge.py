@@ -10,7 +10,7 @@ from .host.applying import OnUnmatched
 from .host.baking import AS_BASE, bake_stack, base_fingerprint, base_names, check_base
 from .host.compat import LYCORIS, schema, socket, text_ui
 from .host.inputs import strength_input
-from .host.saving import remember, written_fingerprint
+from .host.saving import WRITTEN
 
 
 class MergeLyCORIS(io.ComfyNode):
@@ -85,7 +85,7 @@ class MergeLyCORIS(io.ComfyNode):
         **_: object,
     ) -> str:
         widgets = (base, strength_model, strength_clip, save_dtype, filename_prefix, on_unmatched)
-        return f"{base_fingerprint(base)} {written_fingerprint(*widgets)}"
+        return f"{base_fingerprint(base)} {WRITTEN.fingerprint(*widgets)}"
 
     @classmethod
     def validate_inputs(cls, base: str) -> bool | str:
@@ -113,7 +113,7 @@ class MergeLyCORIS(io.ComfyNode):
             OnUnmatched(on_unmatched),
             getattr(hidden, "unique_id", None),
         )
-        remember(path, base, strength_model, strength_clip, save_dtype, filename_prefix, on_unmatched)
+        WRITTEN.remember(path, base, strength_model, strength_clip, save_dtype, filename_prefix, on_unmatched)
         return io.NodeOutput(str(path), report, ui=text_ui(report))
 
 

@@ -10,7 +10,7 @@ from ..lycoris_algos.network import Stack
 from ..lycoris_algos.ops.dtypes import STORED_DTYPES
 from .host.combining import AS_STORED, DIALECT_CHOICES, save_stack
 from .host.compat import LYCORIS, schema, socket, text_ui
-from .host.saving import output_path, remember, written_fingerprint
+from .host.saving import WRITTEN, output_path
 
 
 class SaveLyCORIS(io.ComfyNode):
@@ -85,7 +85,7 @@ class SaveLyCORIS(io.ComfyNode):
         include_embeddings: bool = True,
         **_: object,
     ) -> str:
-        return written_fingerprint(filename_prefix, dtype, dialect, include_embeddings)
+        return WRITTEN.fingerprint(filename_prefix, dtype, dialect, include_embeddings)
 
     @classmethod
     def execute(
@@ -100,7 +100,7 @@ class SaveLyCORIS(io.ComfyNode):
     ) -> io.NodeOutput:
         wanted = output_path("loras", filename_prefix)
         path, report = save_stack(lycoris, wanted, dtype, dialect, include_embeddings, model, clip)
-        remember(path, filename_prefix, dtype, dialect, include_embeddings)
+        WRITTEN.remember(path, filename_prefix, dtype, dialect, include_embeddings)
         return io.NodeOutput(str(path), report, ui=text_ui(report))
 
 

@@ -124,8 +124,8 @@ class LoHa(Algorithm):
         rank = int(rule.value) if counted else max(1, choose(values, rule) // 2)
         while True:
             rank = min(rank, rows, columns)
-            found = cls(*fit_hadamard(matrix, rank), alpha=float(rank))
-            made = found.structure(request.size).delta()
+            fitted = cls(*fit_hadamard(matrix, rank), alpha=float(rank))
+            made = fitted.structure(request.size).delta()
             lost = float((matrix - made).double().square().sum())
             kept = 1 - lost / max(float(energies.sum()), 1e-300)
             enough = rule.kind is not RankKind.ENERGY or kept >= rule.value
@@ -133,7 +133,7 @@ class LoHa(Algorithm):
                 break
             rank *= 2
         numbers = rank * cls.numbers_per_rank(rows, columns)
-        return Fitted(found, rank, lora_energy(energies, numbers, rows + columns))
+        return Fitted(fitted, rank, lora_energy(energies, numbers, rows + columns))
 
     # ---- trainers -------------------------------------------------------------------------------
 

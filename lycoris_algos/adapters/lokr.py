@@ -166,18 +166,18 @@ class LoKr(Algorithm):
         """Its low-rank factors (either or both) cut to the best ``rank`` ranks, at the same scale."""
         if self.rank is None:
             return None
-        found = self
+        shortened = self
         if self.w1_a is not None and self.w1_b is not None:
             a, b = best_factors(self.w1_a.flatten(1), self.w1_b.flatten(1), rank)
-            found = replace(found, w1_a=a, w1_b=b)
+            shortened = replace(shortened, w1_a=a, w1_b=b)
         second = self._second(torch.float32)
         if isinstance(second, LowRank):
             a, b = best_factors(second.up.float(), second.down.float(), rank)
-            found = replace(found, w2_a=a, w2_b=b, t2=None)
+            shortened = replace(shortened, w2_a=a, w2_b=b, t2=None)
         alpha = self.alpha
-        if alpha is not None and found.rank is not None:
-            alpha *= found.rank / self.rank
-        return replace(found, alpha=alpha)
+        if alpha is not None and shortened.rank is not None:
+            alpha *= shortened.rank / self.rank
+        return replace(shortened, alpha=alpha)
 
     # ---- sums -----------------------------------------------------------------------------------
 

@@ -130,11 +130,11 @@ class LoRA(Algorithm):
     # ---- trainers -------------------------------------------------------------------------------
 
     def as_trained(self, name: str, facts: TrainingFacts) -> Iterator[tuple[LoRA, str]]:
-        found = self
+        current = self
         for correction in (_dylora, rank_stabilised, _split_qkv):
-            corrected = correction(name, found, facts)
+            corrected = correction(name, current, facts)
             if corrected is not None:
-                found = corrected[0]
+                current = corrected[0]
                 yield corrected
 
     def from_peft(self, settings: PeftSettings) -> PeftReading:

@@ -77,10 +77,10 @@ class SkewBlocks(Algorithm, register=False):
 
     @classmethod
     def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:
-        found = tensors["oft_blocks"].dim()
-        return (
-            [] if found == cls.dimensions else [f"'oft_blocks' has {found} dimensions, not {cls.dimensions}"]
-        )
+        dimensions = tensors["oft_blocks"].dim()
+        if dimensions == cls.dimensions:
+            return []
+        return [f"'oft_blocks' has {dimensions} dimensions, not {cls.dimensions}"]
 
     def facts(self) -> dict[str, float]:
         constraint = {"constraint": self.alpha} if self.alpha else {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ..model_files import BaseFile
 from ..network import convert, load, save
 from ..network.convert import WRITABLE
 from ._shared import DTYPES, dtype_argument, print_path, weighted_file
@@ -27,6 +29,12 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
     parser.add_argument("--dialect", choices=WRITABLE, help="how layers are called (default: as in the file)")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="MODEL",
+        help="the model that was trained on: tells names of its layers",
+    )
     parser.add_argument("--without-embeddings", action="store_true", help="leave out bundled embeddings")
     dtype_argument(parser)
     parser.set_defaults(run=run)
@@ -35,14 +43,18 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Converts; prints the path that was written."""
     path, model, clip = args.file
-    converted = convert(
-        load(path),
-        dtype=DTYPES.get(args.dtype),
-        dialect=args.dialect,
-        strength_model=model,
-        strength_clip=clip,
-        title=args.output.stem,
-        embeddings=not args.without_embeddings,
-    )
+    adapters = load(path)
+    with ExitStack() as opened:
+        known = None if args.base is None else opened.enter_context(BaseFile(args.base, [adapters]))
+        converted = convert(
+            adapters,
+            dtype=DTYPES.get(args.dtype),
+            dialect=args.dialect,
+            strength_model=model,
+            strength_clip=clip,
+            known=known,
+            title=args.output.stem,
+            embeddings=not args.without_embeddings,
+        )
     print_path(save(converted, args.output))
     return 0

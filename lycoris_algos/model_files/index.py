@@ -86,11 +86,11 @@ class ModelIndex(Brief, Generic[L]):
         unmatched: list[Unmatched] = []
         left_out: dict[str, bool] = {}
         for layer in layers:
-            found = self.first(layer, partial(attempt, layer))
-            if isinstance(found, Found):
-                placed[layer] = found
-            elif found is None:
+            place = self.first(layer, partial(attempt, layer))
+            if isinstance(place, Found):
+                placed[layer] = place
+            elif place is None:
                 left_out[layer] = is_text_layer(layer)
             else:
-                unmatched.append(Unmatched(layer, found))
+                unmatched.append(Unmatched(layer, place))
         return Placement(placed, tuple(unmatched), left_out)

@@ -56,8 +56,8 @@ class WeightsInMemory(Brief, KnownModel):
     biases: Mapping[str, Tensor]
 
     def shape(self, layer: str, what: str) -> Shape | None:
-        found = (self.weights if what == "weight" else self.biases).get(layer)
-        return None if found is None else tuple(found.shape)
+        tensor = (self.weights if what == "weight" else self.biases).get(layer)
+        return None if tensor is None else tuple(tensor.shape)
 
     def fetch(self, layer: str, what: str) -> Tensor:
         return (self.weights if what == "weight" else self.biases)[layer]
@@ -80,34 +80,34 @@ class IndexedModel(KnownModel, Generic[L]):
         """The numbers at ``spot`` as the layer was trained on them."""
 
     def shape(self, layer: str, what: str) -> Shape | None:
-        found, spots = self._find(layer), self._spots(layer, what)
-        if found is None or not spots or any(spot.function is not None for spot in spots):
+        place, spots = self._find(layer), self._spots(layer, what)
+        if place is None or not spots or any(spot.function is not None for spot in spots):
             return None
-        return found.half.shape(spots)
+        return place.half.shape(spots)
 
     def fetch(self, layer: str, what: str) -> Tensor:
-        found = self._find(layer)
-        assert found is not None  # asked only where `shape` answered
-        return stacked([self.read(found.half, spot) for spot in self._spots(layer, what)])
+        place = self._find(layer)
+        assert place is not None  # asked only where `shape` answered
+        return stacked([self.read(place.half, spot) for spot in self._spots(layer, what)])
 
     def same_layer(self, layer: str) -> Hashable | None:
-        found = self._find(layer)
-        return None if found is None else (found.is_text, found.made)
+        place = self._find(layer)
+        return None if place is None else (place.is_text, place.made)
 
     def is_text(self, layer: str) -> bool:
-        found = self._find(layer)
-        return is_text_layer(layer) if found is None else found.is_text
+        place = self._find(layer)
+        return is_text_layer(layer) if place is None else place.is_text
 
     def rename(self, layer: str, dialect: str) -> str | None:
-        found = self._find(layer)
-        return None if found is None else found.half.name_in(dialect, found.made)
+        place = self._find(layer)
+        return None if place is None else place.half.name_in(dialect, place.made)
 
     def _spots(self, layer: str, what: str) -> Spots:
         """The weights or biases of the layer, in the order of their rows; none if one is missing."""
-        found = self._find(layer)
-        if found is None or what == "weight":
-            return () if found is None else found.made
-        biases = [found.half.bias_of(spot) for spot in found.made]
+        place = self._find(layer)
+        if place is None or what == "weight":
+            return () if place is None else place.made
+        biases = [place.half.bias_of(spot) for spot in place.made]
         known = tuple(bias for bias in biases if bias is not None)
         return known if len(known) == len(biases) else ()
 
@@ -125,5 +125,5 @@ class IndexedModel(KnownModel, Generic[L]):
                 (half.check if whole else half.check_weight)(adapter, spots)
             return spots
 
-        found = self.index.first(layer, attempt)
-        return found if isinstance(found, Found) else None
+        place = self.index.first(layer, attempt)
+        return place if isinstance(place, Found) else None

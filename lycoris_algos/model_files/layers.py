@@ -58,8 +58,8 @@ class LayerIndex(Brief):
     def meanings(self, layer: str) -> Iterator[Spots]:
         """What ``layer`` may mean, best first: one spot, or several where the layer is stored in pieces."""
         paths = list(dict.fromkeys((text_paths if self.is_text else model_paths)(layer)))
-        found = [spot for path in paths for spot in self.names.look_up(path)]
-        for spot in dict.fromkeys(self._preferred(layer, found)) if len(found) > 1 else found:
+        spots = [spot for path in paths for spot in self.names.look_up(path)]
+        for spot in dict.fromkeys(self._preferred(layer, spots)) if len(spots) > 1 else spots:
             if self.shape((spot,)) is not None:
                 yield (spot,)
         for path in paths:
@@ -146,15 +146,15 @@ class LayerIndex(Brief):
         """
         if adapter.bias is None:
             return [None] * len(spots)
-        found: list[tuple[AdapterRows, Spot] | None] = []
+        places: list[tuple[AdapterRows, Spot] | None] = []
         for spot, own in zip(spots, pieces_of(adapter.bias, self.counts(spots)), strict=True):
             bias = self.bias_of(spot)
             if bias is not None:
                 own.fits(self.shape((bias,)) or ())
             elif adapter.needs_bias:
                 raise UnsuitableError(f"it changes a bias, but this layer of {self.what} has none")
-            found.append(None if bias is None else (own, bias))
-        return found
+            places.append(None if bias is None else (own, bias))
+        return places
 
     # ---- from places to a name ------------------------------------------------------------------
 

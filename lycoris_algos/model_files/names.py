@@ -24,9 +24,9 @@ class NameIndex:
 
     def add(self, path: str, spot: Spot) -> None:
         """Adds a meaning of ``path``, after those that it has."""
-        for found in (self._exact[path], self._flat[flattened(path)]):
-            if len(found) < _MOST_MEANINGS:
-                found.setdefault(spot)
+        for meanings in (self._exact[path], self._flat[flattened(path)]):
+            if len(meanings) < _MOST_MEANINGS:
+                meanings.setdefault(spot)
 
     def look_up(self, path: str) -> Collection[Spot]:
         """What ``path`` may mean, best first: to the letter if anything is, else with dots as underscores."""

@@ -100,9 +100,9 @@ def encoders(shapes: Shapes) -> list[Encoder]:
             if match is not None:
                 roots.setdefault((form, match[1]), key)
     first = islice(roots.items(), _MOST_ENCODERS)
-    found = [_encoder(form, root, key, shapes) for (form, root), key in first]
-    found += _others(shapes, {key for encoder in found for key in encoder.keys})
-    return sorted(found, key=lambda encoder: _ORDER.index(encoder.name) if encoder.name in _ORDER else 9)
+    recognised = [_encoder(form, root, key, shapes) for (form, root), key in first]
+    recognised += _others(shapes, {key for encoder in recognised for key in encoder.keys})
+    return sorted(recognised, key=lambda encoder: _ORDER.index(encoder.name) if encoder.name in _ORDER else 9)
 
 
 def _encoder(form: str, root: str, key: str, shapes: Shapes) -> Encoder:
@@ -120,12 +120,12 @@ def _encoder(form: str, root: str, key: str, shapes: Shapes) -> Encoder:
 
 def _others(shapes: Shapes, known: set[str]) -> list[Encoder]:
     """Encoders of other kinds, language models above all, where the key itself says that it is one."""
-    found: dict[tuple[str, str], list[str]] = {}
+    keys_of: dict[tuple[str, str], list[str]] = {}
     for key in shapes:
         match = _NAMED.match(key) or _LANGUAGE_MODEL.match(key)
         if match is not None and key not in known:
             name, root = (match[1], match.group()) if match.re is _NAMED else (UNNAMED, "")
-            found.setdefault((name, root), []).append(key)
+            keys_of.setdefault((name, root), []).append(key)
     return [
         Encoder(
             name,
@@ -136,7 +136,7 @@ def _others(shapes: Shapes, known: set[str]) -> list[Encoder]:
             },
             tuple(keys),
         )
-        for (name, root), keys in found.items()
+        for (name, root), keys in keys_of.items()
     ]
 
 

@@ -46,13 +46,13 @@ def unet_names(inside: Collection[str]) -> Iterator[tuple[str, str]]:
 
 def _modules(inside: Collection[str]) -> dict[str, dict[int, set[str]]]:
     """{block: {number of a module in it: first words of its keys}}."""
-    found: dict[str, dict[int, set[str]]] = {}
+    modules: dict[str, dict[int, set[str]]] = {}
     for key in inside:
         match = _BLOCK.fullmatch(key)
         if match is not None:
             block, number, rest = match.groups()
-            found.setdefault(block, {}).setdefault(int(number), set()).add(rest.split(".")[0])
-    return found
+            modules.setdefault(block, {}).setdefault(int(number), set()).add(rest.split(".")[0])
+    return modules
 
 
 def _roots(modules: Mapping[str, dict[int, set[str]]]) -> dict[str, str]:

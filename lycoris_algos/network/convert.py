@@ -4,7 +4,7 @@
   their change to be computed against the base weight, which is CombineLyCORIS' work, and are refused.
 - A *dialect* has its own names for layers, which names alone do not always give: underscores do not say where
   the dots were, and diffusers calls the layers of most models otherwise. A caller who knows the model gives
-  the names (``rename``); without, only what the names tell is done. diffusers and PEFT also have no alpha, no
+  the names (``known``); without, only what the names tell is done. diffusers and PEFT also have no alpha, no
   Tucker kernels, and only some algorithms.
 - Everything is computed in float32 and rounded once, to the new dtype.
 """
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 
@@ -27,8 +28,16 @@ from .corrections import MARK
 from .recipe import RECIPE, source_record
 from .stack import StackEntry
 
-#: (layer, dialect's name) -> the layer as that dialect spells it, or None.
-Rename = Callable[[str, str], str | None]
+
+class KnownNames(Protocol):
+    """Who knows what the names of layers mean: any ``KnownModel`` does."""
+
+    def is_text(self, layer: str) -> bool:
+        """Whether ``layer`` is one of a text encoder."""
+
+    def rename(self, layer: str, dialect: str) -> str | None:
+        """``layer`` as ``dialect`` spells it, or None."""
+
 
 _WITHOUT_ALPHA = frozenset({"diffusers", "peft"})
 #: The dialects that files can be written in.
@@ -44,31 +53,30 @@ def convert(
     dialect: str | None = None,
     strength_model: float = 1.0,
     strength_clip: float = 1.0,
-    rename: Rename | None = None,
-    is_text: Callable[[str], bool] = is_text_layer,
+    known: KnownNames | None = None,
     title: str | None = None,
     embeddings: bool = True,
 ) -> AdapterSet:
     """``adapter_set`` with its multipliers folded in, stored in ``dtype`` as ``dialect`` spells it.
 
-    None keeps a dtype or the dialect; ``is_text`` tells which layers take ``strength_clip``; bundled
-    ``embeddings`` come along or not. Raises BadValueError for a multiplier that cannot be folded in (naming
-    CombineLyCORIS) or a number that does not fit ``dtype``, and NoSpellingError, naming the layer, for what
-    ``dialect`` has no word for.
+    None keeps a dtype or the dialect; ``known`` tells other names of the layers, and which of them take
+    ``strength_clip``; bundled ``embeddings`` come along or not. Raises BadValueError for a multiplier that
+    cannot be folded in (naming CombineLyCORIS) or a number that does not fit ``dtype``, and
+    NoSpellingError, naming the layer, for what ``dialect`` has no word for.
     """
     target = None if dialect is None else _writable(dialect)
     layers: dict[str, LayerAdapter] = {}
     entry = StackEntry(adapter_set, strength_model, strength_clip)
     numbered = any(encoder_number(name) == 2 for name in adapter_set)
     for name, layer in adapter_set.items():
-        multiplier = entry.multiplier(is_text(name))
+        multiplier = entry.multiplier((known.is_text if known is not None else is_text_layer)(name))
         if multiplier == 0.0:
             continue
         spelled, changed = name, layer
         if multiplier != 1.0:
             changed = _multiplied(name, changed, multiplier)
         if target is not None:
-            spelled = _spelled(name, target, rename, numbered)
+            spelled = _spelled(name, target, known, numbered)
             if target.name in _WITHOUT_ALPHA:
                 changed = _without_alpha(name, changed, target)
         if spelled in layers:
@@ -102,9 +110,9 @@ def _multiplied(name: str, layer: LayerAdapter, multiplier: float) -> LayerAdapt
             "the base model to store its change as a LoRA or whole"
         )
     # float32 first, so that the result is rounded once.
-    found = layer.cast(torch.float32).multiplied(multiplier)
-    assert found is not None  # linear
-    return found
+    folded = layer.cast(torch.float32).multiplied(multiplier)
+    assert folded is not None  # linear
+    return folded
 
 
 def _stored(name: str, layer: LayerAdapter, before: LayerAdapter, dtype: torch.dtype | None) -> LayerAdapter:
@@ -132,17 +140,17 @@ def _stored(name: str, layer: LayerAdapter, before: LayerAdapter, dtype: torch.d
 # ---- spelling -------------------------------------------------------------------------------------------
 
 
-def _spelled(name: str, dialect: Dialect, rename: Rename | None, numbered: bool) -> str:
+def _spelled(name: str, dialect: Dialect, known: KnownNames | None, numbered: bool) -> str:
     if dialect_of(name) is dialect:
         return name
-    known = rename(name, dialect.name) if rename is not None else None
-    found = known or _by_name_alone(name, dialect, numbered)
-    if found is None:
+    spelled = known.rename(name, dialect.name) if known is not None else None
+    spelled = spelled or _by_name_alone(name, dialect, numbered)
+    if spelled is None:
         raise NoSpellingError(
             f"layer {quoted(name)}: its name alone does not tell how {dialect.title} spells it. "
-            + ("The model has no such name for it" if rename is not None else "Give the model, which tells")
+            + ("The model has no such name for it" if known is not None else "Give the model, which tells")
         )
-    return found
+    return spelled
 
 
 def _by_name_alone(name: str, dialect: Dialect, numbered: bool) -> str | None:

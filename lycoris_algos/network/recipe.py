@@ -24,7 +24,7 @@ def source_record(adapters: AdapterSet) -> dict[str, Any]:
 
 def _parsed(text: str | None) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(text) if text and len(text) < _LONGEST else None
+        parsed = json.loads(text) if text and len(text) < _LONGEST else None
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, Mapping) else None
+    return parsed if isinstance(parsed, Mapping) else None

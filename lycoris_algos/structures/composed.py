@@ -57,9 +57,9 @@ class Sum(Structure):
         return total
 
     def factors(self, weight: Tensor | None = None) -> Factors | None:
-        found = [(term.factors(weight), multiplier) for term, multiplier in self._weighted]
-        pairs = [(pair, multiplier) for pair, multiplier in found if pair is not None]
-        if len(pairs) < len(found) or not pairs:
+        own = [(term.factors(weight), multiplier) for term, multiplier in self._weighted]
+        pairs = [(pair, multiplier) for pair, multiplier in own if pair is not None]
+        if len(pairs) < len(own) or not pairs:
             return None
         ups = [pair[0] * multiplier for pair, multiplier in pairs]
         return torch.cat(ups, dim=1), torch.cat([pair[1] for pair, _ in pairs])
@@ -152,8 +152,8 @@ class RowSlice(Structure):
 
     def fits(self, shape: Sequence[int]) -> None:
         if not shape or shape[0] != self.count:
-            found = "×".join(map(str, shape)) or "a single number"
-            raise ShapeMismatchError(f"{self.count} rows of the layer belong here, but the weight is {found}")
+            size = "×".join(map(str, shape)) or "a single number"
+            raise ShapeMismatchError(f"{self.count} rows of the layer belong here, but the weight is {size}")
         self.inner.fits((self.total, *shape[1:]))
 
     def delta(self, weight: Tensor | None = None) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any
 import comfy.model_management
 
 from ...lycoris_algos import AdapterSet, BadValueError, CancelledError, convert, load, save
-from ...lycoris_algos.formats import is_text_layer
 from ...lycoris_algos.inspection import algorithm_lines
 from ...lycoris_algos.merge.combine import CombineOptions, plan_combine, run_combine
 from ...lycoris_algos.model_files import BaseFile, IndexedModel, KnownModel, Spot
@@ -103,8 +102,7 @@ def save_stack(
         dialect=DIALECT_CHOICES[dialect],
         strength_model=entry.strength_model,
         strength_clip=entry.strength_clip,
-        rename=None if known is None else known.rename,
-        is_text=is_text_layer if known is None else known.is_text,
+        known=known,
         title=path.stem,
         embeddings=include_embeddings,
     )

@@ -1,8 +1,7 @@
 """Loaded adapter files, kept while they are used and while memory allows.
 
 ComfyUI runs a node again whenever an input of it changes, and several nodes may name the same file, so a
-file is read once per content: the key is (path, modification time, size). The bound is on bytes; what is
-dropped here lives on in the models that it patches.
+file is read once per content. What is dropped here lives on in the models that it patches.
 """
 
 from __future__ import annotations
@@ -13,25 +12,41 @@ from collections import OrderedDict
 from ...lycoris_algos import AdapterSet, load
 from .paths import adapter_path, fingerprint
 
-_MAX_BYTES = 1 << 30
-_cache: OrderedDict[tuple[str, int, int], AdapterSet] = OrderedDict()
-_lock = threading.Lock()
+#: What is kept: path, modification time and size.
+_Key = tuple[str, int, int]
 
 
-def load_adapters(name: str) -> AdapterSet:
-    """The adapter set of the listed file ``name``. Raises FileNotFoundError or a LycorisError."""
-    path = adapter_path(name)
-    key = fingerprint(path)
-    with _lock:
-        found = _cache.get(key)
-        if found is not None:
-            _cache.move_to_end(key)
-            return found
-    adapters = load(path)
-    with _lock:
-        _cache[key] = adapters
-        _shrink()
-    return adapters
+class LoadedFiles:
+    """Adapter sets by the content of their files, at most ``most`` bytes of them; the newest always stays."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[_Key, AdapterSet] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def load(self, name: str) -> AdapterSet:
+        """The adapter set of the listed file ``name``. Raises FileNotFoundError or a LycorisError."""
+        path = adapter_path(name)
+        key = fingerprint(path)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        adapters = load(path)
+        with self._lock:
+            self._kept[key] = adapters
+            self._shrink()
+        return adapters
+
+    def _shrink(self) -> None:
+        total = sum(adapters.size_bytes for adapters in self._kept.values())
+        while total > self._most and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            total -= dropped.size_bytes
+
+
+LOADED = LoadedFiles(1 << 30)
+load_adapters = LOADED.load
 
 
 def file_fingerprint(name: str) -> str:
@@ -49,11 +64,3 @@ def check_name(name: str) -> bool | str:
     except FileNotFoundError as error:
         return str(error)
     return True
-
-
-def _shrink() -> None:
-    """Drops the least recently used files beyond the bound; the newest always stays."""
-    total = sum(adapters.size_bytes for adapters in _cache.values())
-    while total > _MAX_BYTES and len(_cache) > 1:
-        _, dropped = _cache.popitem(last=False)
-        total -= dropped.size_bytes

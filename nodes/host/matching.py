@@ -45,9 +45,9 @@ def match(adapters: AdapterSet, known: ModelIndex[Targets]) -> Match:
     return known.place(adapters, placed)
 
 
-def placed_in(found: Match, is_text: bool) -> Iterator[Placed]:
-    """What of ``found`` is in the text encoders, or in the diffusion model."""
-    return (item for place in found.placed.values() if place.is_text == is_text for item in place.made)
+def placed_in(match: Match, is_text: bool) -> Iterator[Placed]:
+    """What of ``match`` is in the text encoders, or in the diffusion model."""
+    return (item for place in match.placed.values() if place.is_text == is_text for item in place.made)
 
 
 def _placed(layer: str, adapter: LayerAdapter, targets: Targets, spots: Spots) -> list[Placed]:
@@ -67,26 +67,35 @@ def _placed(layer: str, adapter: LayerAdapter, targets: Targets, spots: Spots) -
 
 def _weight_changes(adapter: LayerAdapter, spots: Spots, targets: Targets) -> list[Structure]:
     """What ``adapter`` does at each of ``spots``."""
-    whole = _made(adapter, spots, targets)
+    whole = _MADE.structure(adapter, spots, targets)
     if len(spots) == 1:
         return [whole]
     return [adapter.rows(whole, *rows) for rows in row_ranges(targets.counts(spots))]
 
 
-# The structures that were made last, for as long as the file is loaded: a changed strength runs the node
-# again, but an inverse or a singular value decomposition of every layer need not be done again.
-_MADE: WeakKeyDictionary[LayerAdapter, tuple[ref[Any], Spots, Structure]] = WeakKeyDictionary()
+class _Made:
+    """The structure of each adapter that was made last, for as long as its file is loaded.
+
+    A changed strength runs the node again, but an inverse or a singular value decomposition of every layer
+    need not be done again.
+    """
+
+    def __init__(self) -> None:
+        self._last: WeakKeyDictionary[LayerAdapter, tuple[ref[Any], Spots, Structure]] = WeakKeyDictionary()
+
+    def structure(self, adapter: LayerAdapter, spots: Spots, targets: Targets) -> Structure:
+        """What ``adapter`` does to the weights at ``spots``, row by row."""
+        model = targets.patcher.model
+        last = self._last.get(adapter)
+        if last is not None and last[0]() is model and last[1] == spots:
+            return last[2]
+        shape = targets.shape(spots) or ()
+        made = adapter.structure(shape, base=lambda: stacked([targets.base_weight(spot) for spot in spots]))
+        self._last[adapter] = (ref(model), spots, made)
+        return made
 
 
-def _made(adapter: LayerAdapter, spots: Spots, targets: Targets) -> Structure:
-    model = targets.patcher.model
-    known = _MADE.get(adapter)
-    if known is not None and known[0]() is model and known[1] == spots:
-        return known[2]
-    shape = targets.shape(spots) or ()
-    made = adapter.structure(shape, base=lambda: stacked([targets.base_weight(spot) for spot in spots]))
-    _MADE[adapter] = (ref(model), spots, made)
-    return made
+_MADE = _Made()
 
 
 def patches(files: Iterable[tuple[Sequence[Placed], float]]) -> dict[Target, LycorisPatch]:

@@ -27,9 +27,6 @@ _RESERVED = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$", "clock$"
 _MAX_PART = 120
 _MAX_BYTES = 200
 
-_written: dict[tuple[str, ...], set[Path]] = defaultdict(set)
-_generation: dict[tuple[str, ...], int] = defaultdict(int)
-
 
 def output_path(folder: str, prefix: str, suffix: str = ".safetensors") -> Path:
     """The file that ``prefix`` ("name" or "sub/name") means below ``folder`` of the output folder.
@@ -94,20 +91,25 @@ def _safe(part: str) -> str:
     return f"_{kept}" if kept.split(".")[0].rstrip().lower() in _RESERVED else kept
 
 
-def remember(path: Path, *widgets: object) -> None:
-    """``path`` was written by a node with these widget values."""
-    _written[_key(widgets)].add(path)
+class _Written:
+    """The files that nodes have written, by the values of their widgets."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[str, ...], set[Path]] = defaultdict(set)
+        self._lost: dict[tuple[str, ...], int] = defaultdict(int)
+
+    def remember(self, path: Path, *widgets: object) -> None:
+        """``path`` was written by a node with these widget values."""
+        self._files[tuple(map(repr, widgets))].add(path)
+
+    def fingerprint(self, *widgets: object) -> str:
+        """Changes once when a file that was written with these widget values has gone."""
+        key = tuple(map(repr, widgets))
+        gone = {path for path in self._files[key] if not path.exists()}
+        if gone:
+            self._files[key] -= gone
+            self._lost[key] += 1
+        return str(self._lost[key])
 
 
-def written_fingerprint(*widgets: object) -> str:
-    """Changes once when a file that was written with these widget values has gone."""
-    key = _key(widgets)
-    gone = {path for path in _written[key] if not path.exists()}
-    if gone:
-        _written[key] -= gone
-        _generation[key] += 1
-    return str(_generation[key])
-
-
-def _key(widgets: tuple[object, ...]) -> tuple[str, ...]:
-    return tuple(map(repr, widgets))
+WRITTEN = _Written()

@@ -54,7 +54,7 @@ def baked_metadata(plan: BakePlan, reader: SafetensorsReader) -> dict[str, str]:
 
 def _json_or_text(text: str) -> Any:
     try:
-        found: Any = json.loads(text)
+        parsed: Any = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return found if isinstance(found, Mapping) else text
+    return parsed if isinstance(parsed, Mapping) else text

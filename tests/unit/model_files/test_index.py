@@ -76,9 +76,7 @@ def test_every_job_finds_the_same_place(
         assert (known.same_layer(layer) is None) == (key is None)
         plan = plan_combine([own], CombineOptions(output="full"), known)
         combined = run_combine(plan).adapters
-        converted = lycoris_algos.convert(
-            own.adapters, strength_model=2.0, strength_clip=3.0, is_text=known.is_text
-        )
+        converted = lycoris_algos.convert(own.adapters, strength_model=2.0, strength_clip=3.0, known=known)
     for result in (combined, converted):
         assert torch.equal(result[layer].delta(shape), torch.full(shape, multiplier))
 

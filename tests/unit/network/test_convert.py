@@ -32,8 +32,14 @@ def adapters(tensors: dict[str, Tensor], dialect: str = "kohya", **metadata: str
     return lycoris_algos.from_tensors(stored, metadata, name="sample")
 
 
-def rename(layer: str, dialect: str) -> str | None:
-    return PATHS[dialect]
+class OneLayer:
+    """A model with one layer."""
+
+    def is_text(self, layer: str) -> bool:
+        return False
+
+    def rename(self, layer: str, dialect: str) -> str | None:
+        return PATHS[dialect]
 
 
 def deltas(own: AdapterSet, case: Case) -> list[np.ndarray]:
@@ -51,7 +57,7 @@ def deltas(own: AdapterSet, case: Case) -> list[np.ndarray]:
 def test_a_dialect_keeps_the_deltas_or_has_no_word(case: Case, dialect: str, tmp_path: Path) -> None:
     own = adapters(case.tensors)
     try:
-        converted = convert(own, dialect=dialect, rename=rename)
+        converted = convert(own, dialect=dialect, known=OneLayer())
     except NoSpellingError as refused:
         assert dialect in ("diffusers", "peft")
         message = str(refused)
@@ -76,13 +82,13 @@ def test_peft_has_its_own_names_and_no_alpha(dialect: str) -> None:
     magnitude = {"dora_scale": torch.rand(8, 1)}
     config = {"lora_adapter_metadata": json.dumps({"lora_alpha": 7, "r": 2})}
     keys = set(
-        to_tensors(convert(adapters({**tensors, **magnitude}, **config), dialect=dialect, rename=rename))
+        to_tensors(convert(adapters({**tensors, **magnitude}, **config), dialect=dialect, known=OneLayer()))
     )
     names = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
     assert keys == {f"{PATHS[dialect]}.{name}" for name in names}
     assert (
         "lora_adapter_metadata"
-        not in convert(adapters(tensors, **config), dialect=dialect, rename=rename).metadata
+        not in convert(adapters(tensors, **config), dialect=dialect, known=OneLayer()).metadata
     )
 
 

@@ -27,8 +27,8 @@ def common_part(weights: Sequence[float], present: Sequence[int], gram: Tensor) 
     norms = others.diagonal().clamp_min(0).sqrt().clamp_min(_TINY)
     scaled = others / (norms[:, None] * norms)
     wanted = gram.cpu()[1:, 0] / norms * weights[0]
-    found = torch.linalg.pinv(scaled, rtol=1e-12, hermitian=True) @ wanted / norms
-    return [0.0, *found.tolist()]
+    shares = torch.linalg.pinv(scaled, rtol=1e-12, hermitian=True) @ wanted / norms
+    return [0.0, *shares.tolist()]
 
 
 @method("project off", Kind.GRAM, "The first, without what it has in common with the others.", at_least=2)
