@@ -1,4 +1,4 @@
-"""The sparse residual that ``extract_locon --use_sparse_bias`` writes beside a low-rank core.
+"""The sparse residual that ``extract_locon --use_sparse_bias`` writes beside a LoRA.
 
     ΔW.reshape(o, −1)[row, column] += value
 

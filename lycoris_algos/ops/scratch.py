@@ -1,4 +1,4 @@
-"""Memory for a moment, which is used again.
+"""Scratch buffers that are used again and again.
 
 Systems hand out large buffers as fresh pages, and touching those for the first time costs more than the
 arithmetic that they are for. So the blocks that weights are worked on in come from a few buffers that stay,

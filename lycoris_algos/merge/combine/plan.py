@@ -147,7 +147,7 @@ def lone_coefficient(
 
 
 def _is_absent(biases: Sequence[Contribution], base: KnownModel | None) -> bool:
-    """Whether these follow from a core, and the layer turns out to have no bias at all."""
+    """Whether these follow from an algorithm, and the layer turns out to have no bias at all."""
     optional = all(extra.optional for c in biases for extra in c.adapter.extras)
     return optional and base is not None and base.shape(biases[0].name, "bias") is None
 
