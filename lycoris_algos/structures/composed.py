@@ -124,23 +124,10 @@ class RowStack(Structure):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RowSlice(Structure):
-    """``count`` rows from ``start`` on of a structure for ``total`` rows: of a layer stored in pieces.
-
-    The factors stay as they are; only where rows are counted from changes. That is exact where rows depend
-    on no rows outside the slice: ``start`` and ``count`` are multiples of the inner ``row_unit``.
-    """
-
-    kind: ClassVar[str] = "row slice"
+class _Wrapper(Structure):
+    """A structure around another one, for a weight of another size."""
 
     inner: Structure
-    start: int
-    count: int
-    total: int
-
-    @property
-    def size(self) -> tuple[int, int | None]:
-        return self.count, self.inner.size[1]
 
     @property
     def needs_weight(self) -> bool:
@@ -149,6 +136,25 @@ class RowSlice(Structure):
     @property
     def row_unit(self) -> int:
         return self.inner.row_unit
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RowSlice(_Wrapper):
+    """``count`` rows from ``start`` on of a structure for ``total`` rows: of a layer stored in pieces.
+
+    The factors stay as they are; only where rows are counted from changes. That is exact where rows depend
+    on no rows outside the slice: ``start`` and ``count`` are multiples of the inner ``row_unit``.
+    """
+
+    kind: ClassVar[str] = "row slice"
+
+    start: int
+    count: int
+    total: int
+
+    @property
+    def size(self) -> tuple[int, int | None]:
+        return self.count, self.inner.size[1]
 
     def fits(self, shape: Sequence[int]) -> None:
         if not shape or shape[0] != self.count:
@@ -168,25 +174,16 @@ class RowSlice(Structure):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Enlarged(Structure):
+class Enlarged(_Wrapper):
     """A structure for a weight that is first enlarged with zeros to ``shape``."""
 
     kind: ClassVar[str] = "enlarged"
 
-    inner: Structure
     shape: tuple[int, ...]
 
     @property
     def size(self) -> tuple[int | None, int | None]:
         return self.inner.size
-
-    @property
-    def needs_weight(self) -> bool:
-        return self.inner.needs_weight
-
-    @property
-    def row_unit(self) -> int:
-        return self.inner.row_unit
 
     @property
     def exact_rank(self) -> int | None:
