@@ -1,4 +1,4 @@
-"""LyCORIS adapters, exactly as they were trained: load, apply, save. Needs torch and numpy only.
+"""LyCORIS adapters, exactly as they were trained: load, apply, save. Needs torch, numpy and regex only.
 
     >>> import lycoris_algos
     >>> adapters = lycoris_algos.load("my_lokr.safetensors")

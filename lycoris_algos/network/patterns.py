@@ -2,26 +2,33 @@
 
 PEFT takes each key of ``alpha_pattern`` for a regular expression and tries one after the other on every
 layer, as ``re.match(rf"(.*\\.)?({pattern})$", name)``. Nearly all of them are names, one for each layer, so
-those are looked up; what really is an expression is followed in counted steps (_expressions.py).
+those are looked up; what really is an expression is tried for a limited time.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import Any
+
+import regex
 
 from ..errors import BadValueError
 from ..text import quoted
-from ._expressions import Node, Steps, Text, as_name, is_end, read
 
-# Everything but the dot that means more than itself.
-_SPECIAL = re.compile(r"[\\^$*+?{}\[\]|()]")
-_DOT = re.compile(r"\.")
+# A name, its dots and hyphens escaped or not: perhaps from its beginning on, perhaps with PEFT's end.
+_NAME = re.compile(r"(\^?)((?:[^\\^$*+?{}\[\]|()\n]|\\[.\-/_ ])*)\$?")
+_LETTER = re.compile(r"\\?(.)")
+_COUNTS = re.compile(r"[{,]([0-9]+)(?=[,}])")
 # Letters of an expression, and of a name that is held against it.
 _LONGEST = 1_000
-# Steps that the patterns of one table may take on all layers of a file: about a second.
-_MOST_STEPS = 1_500_000
+# The same with every counted repetition of an expression written out, as if each were inside the next.
+_LARGEST = 20_000
+# Seconds of computing that one table may take for all layers of a file.
+_MOST_SECONDS = 1.5
 
 
 class Patterns:
@@ -29,13 +36,21 @@ class Patterns:
 
     def __init__(self, table: Mapping[str, float]) -> None:
         self._table = dict(table)
+        self._left = _MOST_SECONDS
 
     def first(self, *names: str) -> float | None:
         """The value of the first pattern that the end of one of ``names`` matches; None if there is none.
 
-        Raises BadValueError for a pattern that cannot be read, and where there is too much to be tried.
+        Raises BadValueError for a pattern that cannot be read, and where trying all would take too long.
         """
-        order = min(map(self._index.order, names))
+        start = time.thread_time()
+        try:
+            order = min(map(self._order, names))
+        except TimeoutError:
+            self._left = 0
+        self._left -= time.thread_time() - start
+        if self._left < 0:
+            raise BadValueError("PEFT's configuration chooses layers by patterns that take too long to try")
         return self._values[order] if order < len(self._values) else None
 
     @cached_property
@@ -43,61 +58,70 @@ class Patterns:
         return list(self._table.values())
 
     @cached_property
-    def _index(self) -> _Index:
-        return _Index(list(self._table))
+    def _names(self) -> dict[tuple[int, bool], dict[tuple[int, ...], dict[str, int]]]:
+        """The patterns that are names: {place in the order} by name.
 
+        They are kept by length and whether they have to be all of a name, then by where any letter may
+        stand, for which there is a dot.
+        """
+        kept: dict[tuple[int, bool], dict[tuple[int, ...], dict[str, int]]] = {}
+        for order, pattern in enumerate(self._table):
+            match = _NAME.fullmatch(pattern)
+            if match is not None:
+                letters = list(_LETTER.finditer(match[2]))
+                name = "".join(letter[1] for letter in letters)
+                dots = tuple(place for place, letter in enumerate(letters) if letter[0] == ".")
+                shapes = kept.setdefault((len(name), bool(match[1])), {})
+                shapes.setdefault(dots, {}).setdefault(name, order)
+        return kept
 
-class _Index:
-    """Patterns by what they are: names, whole or the ends of some, and expressions."""
+    @cached_property
+    def _expressions(self) -> list[tuple[int, Any]]:
+        return [
+            (order, _compiled(pattern))
+            for order, pattern in enumerate(self._table)
+            if not _NAME.fullmatch(pattern)
+        ]
 
-    def __init__(self, patterns: Sequence[str]) -> None:
-        self._steps = Steps(_MOST_STEPS)
-        self._count = len(patterns)
-        #: By length and whether they have to be all of a name; then by where any letter may stand, for which
-        #: there is a dot: {name: place in the order}.
-        self._names: dict[tuple[int, bool], dict[tuple[int, ...], dict[str, int]]] = {}
-        self._expressions: list[tuple[int, Node]] = []
-        for order, pattern in enumerate(patterns):
-            if not _SPECIAL.search(pattern):
-                self._add_name(pattern, [dot.start() for dot in _DOT.finditer(pattern)], False, order)
-                continue
-            if len(pattern) > _LONGEST:
-                raise BadValueError(
-                    f"PEFT's configuration chooses layers by {quoted(pattern)}, which is too long"
-                )
-            node = read(pattern, self._steps)
-            name = as_name(node)
-            if name is None:
-                self._expressions.append((order, node))
-            else:
-                self._add_name(*name, order)
-
-    def _add_name(self, name: str, dots: Sequence[int], whole: bool, order: int) -> None:
-        shapes = self._names.setdefault((len(name), whole), {})
-        shapes.setdefault(tuple(dots), {}).setdefault(name, order)
-
-    def order(self, name: str) -> int:
+    def _order(self, name: str) -> int:
         """The place of the first pattern that matches; behind the last one if none does."""
-        best = min(self._orders_of_names(name), default=self._count)
-        if not self._expressions or self._expressions[0][0] > best:
-            return best
-        if len(name) > _LONGEST:
-            raise BadValueError(f"{quoted(name)} is too long for the patterns of PEFT's configuration")
-        text = Text(name, self._steps)
-        earlier = (order for order, node in self._expressions if order < best and is_end(node, text))
-        return next(earlier, best)
+        best = min(self._orders_of_names(name), default=len(self._table))
+        for order, expression in self._expressions:
+            if order >= best:
+                break
+            if len(name) > _LONGEST:
+                raise BadValueError(f"{quoted(name)} is too long for the patterns of PEFT's configuration")
+            if expression.match(name, timeout=max(self._left, 0.01)):
+                return order
+        return best
 
     def _orders_of_names(self, name: str) -> Iterator[int]:
-        self._steps.take(len(self._names))
         for (length, whole), shapes in self._names.items():
             start = len(name) - length
             if start < 0 or (start and (whole or name[start - 1] != ".")):
                 continue
             for dots, orders in shapes.items():
-                self._steps.take(4 + length // 8)
                 letters = list(name[start:])
                 for dot in dots:
                     letters[dot] = "."
-                found = orders.get("".join(letters))
-                if found is not None:
-                    yield found
+                order = orders.get("".join(letters))
+                if order is not None:
+                    yield order
+
+
+def _compiled(pattern: str) -> Any:
+    """``pattern`` as PEFT tries it. Raises BadValueError if it is no expression, or too long."""
+    if len(pattern) > _LONGEST or len(pattern) * _repeated(pattern) > _LARGEST:
+        raise BadValueError(f"PEFT's configuration chooses layers by {quoted(pattern)}, which is too long")
+    try:
+        return regex.compile(rf"(.*\.)?({pattern})$")
+    except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+        reason = quoted(str(error))
+        raise BadValueError(
+            f"PEFT's configuration chooses layers by {quoted(pattern)}, which is no expression: {reason}"
+        ) from error
+
+
+def _repeated(pattern: str) -> int:
+    """How often a letter stands in ``pattern`` at most, once its counted repetitions are written out."""
+    return math.prod(max(int(count), 1) for count in _COUNTS.findall(pattern))

@@ -52,7 +52,7 @@ HOST = {
     "execution",
 }
 #: Third-party packages of the library.
-LIBRARY_NEEDS = {"torch", "numpy", "typing_extensions"}
+LIBRARY_NEEDS = {"torch", "numpy", "regex", "typing_extensions"}
 
 
 def imports(source: str, package: str) -> Iterator[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""PEFT's patterns: the same answers as its own rule by Python's ``re``, and a bound on the work."""
+"""PEFT's patterns: the same answers as its own rule by Python's ``re``, and a bound on the time."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ def test_any_expression_means_what_it_means_to_peft(pattern: str, name: str) -> 
 
 
 REFUSED = (
-    *("(a", "a)", "[", "[a", "*", "a**", "a{9}{9}", "{2}", "^*", "[b-a]", r"[\d-z]", "a\\", "x{3,2}"),
-    *("(?=a)", "(?!a)", "(?<=a)b", r"(a)\1", "(?i)a", r"\bq", r"\q", "(" * 50 + "a" + ")" * 50),
+    *("(a", "a)", "[", "[a", "*", "a**", "a{9}{9}", "[b-a]", "a\\", r"\q"),
+    *("(" * 490 + "a" + ")" * 490, "a|" * 600),
 )
 
 
 @pytest.mark.parametrize("pattern", REFUSED)
-def test_what_is_no_expression_or_too_involved_is_refused(pattern: str) -> None:
+def test_what_is_no_expression_or_too_long_is_refused(pattern: str) -> None:
     with pytest.raises(BadValueError, match="chooses layers by"):
         Patterns({pattern: 1.0}).first("a")
 

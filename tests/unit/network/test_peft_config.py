@@ -50,7 +50,7 @@ def test_patterns_match_the_end_of_a_path(pattern: str, matches: bool, prefix: s
     assert scale(found) == (2.0 if matches else 1.0)
 
 
-@pytest.mark.parametrize("pattern", ["(?=a)b", "a{9}{9}b*", "(a", "[", "*"])
+@pytest.mark.parametrize("pattern", ["a{9}{9}b*", "(a", "[", "*"])
 def test_a_pattern_that_cannot_be_tried_is_refused(pattern: str) -> None:
     with pytest.raises(BadValueError, match=r"style\.safetensors.*chooses layers by"):
         load(lora(), lora_alpha=4, alpha_pattern={pattern: 8})
