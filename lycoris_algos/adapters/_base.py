@@ -121,8 +121,8 @@ class Algorithm(Component):
     def facts(self) -> dict[str, float]:
         """What a report says about it: {name: number}."""
         alpha = getattr(self, "alpha", None)
-        found = {"rank": self.rank, "alpha": alpha}
-        return {name: value for name, value in found.items() if value is not None}
+        known = {"rank": self.rank, "alpha": alpha}
+        return {name: value for name, value in known.items() if value is not None}
 
     @classmethod
     def shape_problems(cls, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -53,10 +53,10 @@ class KeySpec:
                 stray = sorted((every - set(complete[0])) & set(present))
                 problems += [f"'{name}' lies beside {'+'.join(complete[0])}" for name in stray]
         for group in self.together:
-            found = [name for name in group if name in present]
-            if found and len(found) < len(group):
-                missing = ", ".join(f"'{name}'" for name in group if name not in found)
-                problems.append(f"{missing} is missing beside '{found[0]}'")
+            stored = [name for name in group if name in present]
+            if stored and len(stored) < len(group):
+                missing = ", ".join(f"'{name}'" for name in group if name not in stored)
+                problems.append(f"{missing} is missing beside '{stored[0]}'")
         strangers = sorted(set(present) - self.names)
         problems += [f"{quoted(name)} is no part of it" for name in strangers[:8]]
         return problems

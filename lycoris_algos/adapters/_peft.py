@@ -39,5 +39,5 @@ def folded(algorithm: _A) -> _A:
     own = scale(fields.alpha, algorithm.rank, fields.fixed_scale)
     if own != 1.0:
         fields = algorithm.cast(torch.float32).multiplied(own)
-    found: _A = replace(fields, alpha=None, fixed_scale=None)
-    return found
+    alone: _A = replace(fields, alpha=None, fixed_scale=None)
+    return alone

@@ -95,14 +95,14 @@ def detect_algorithm(tensors: Mapping[str, Tensor]) -> type[Algorithm]:
     if accepting:
         titles = ", ".join(cls.title for cls in accepting)
         raise AmbiguousAdapterError(f"its tensors ({names}) fit several algorithms: {titles}")
-    found = {cls: _problems(cls, tensors) for cls in algorithms()}
-    own = {cls: len((cls.keys.names & tensors.keys()) - _SHARED) for cls in found}
-    nearest = max(found, key=lambda cls: (own[cls], -len(found[cls])))
+    problems = {cls: _problems(cls, tensors) for cls in algorithms()}
+    own = {cls: len((cls.keys.names & tensors.keys()) - _SHARED) for cls in problems}
+    nearest = max(problems, key=lambda cls: (own[cls], -len(problems[cls])))
     if not own[nearest]:
         raise UnknownAdapterError(f"no known algorithm is stored as {names}")
     raise UnknownAdapterError(
         f"its tensors are {names}. The nearest algorithm is {nearest.title}, but "
-        f"{'; '.join(found[nearest])}. "
+        f"{'; '.join(problems[nearest])}. "
         "The file is damaged or was made by a program that this pack does not know"
     )
 

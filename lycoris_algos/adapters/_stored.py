@@ -135,8 +135,8 @@ def row_numel(value: Tensor) -> int:
 def require_equal(what: str, sizes: Mapping[str, int]) -> None:
     """Raises ShapeMismatchError, naming all of ``sizes``, unless they are equal."""
     if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{size} in '{name}'" for name, size in sizes.items())
-        raise ShapeMismatchError(f"the {what} differs between its factors: {found}")
+        stored = ", ".join(f"{size} in '{name}'" for name, size in sizes.items())
+        raise ShapeMismatchError(f"the {what} differs between its factors: {stored}")
 
 
 def _real(key: str, stored: Tensor) -> Tensor:

@@ -112,20 +112,20 @@ def unmatched_lines(unmatched: Iterable[Unmatched]) -> list[str]:
 
 
 def _values(name: str, counts: Counter[float]) -> str:
-    found = sorted(counts)
-    if len(found) == 1:
-        return f"{name} {found[0]:g}"
-    return f"{name} {found[0]:g} to {found[-1]:g} (mostly {counts.most_common(1)[0][0]:g})"
+    values = sorted(counts)
+    if len(values) == 1:
+        return f"{name} {values[0]:g}"
+    return f"{name} {values[0]:g} to {values[-1]:g} (mostly {counts.most_common(1)[0][0]:g})"
 
 
 def _dtypes(adapter_set: AdapterSet) -> str:
-    found = Counter(
+    counts = Counter(
         str(tensor.dtype).removeprefix("torch.")
         for layer in adapter_set.values()
         for item in layer.components()
         for _, tensor in item.tensors()
     )
-    return " and ".join(name for name, _ in found.most_common())
+    return " and ".join(name for name, _ in counts.most_common())
 
 
 def _dialect_title(name: str) -> str:

@@ -136,10 +136,10 @@ def facts(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
 
     What ``base_model`` and ``trigger_words`` tell is not repeated.
     """
-    found = [(label, _first_text(metadata, keys)) for label, keys in _FACTS]
+    texts = [(label, _first_text(metadata, keys)) for label, keys in _FACTS]
     algorithm = network_args(metadata).get("algo", "")
-    found.insert(1, ("Algorithm", single_line(algorithm, _MAX_FACT)))
-    return [(label, value) for label, value in found if value]
+    texts.insert(1, ("Algorithm", single_line(algorithm, _MAX_FACT)))
+    return [(label, value) for label, value in texts if value]
 
 
 def _phrase_words(metadata: Mapping[str, str]) -> list[str]:

@@ -94,8 +94,8 @@ def _load(handle: BinaryIO) -> object:
 def _explain_refusal(message: str) -> str:
     if not _NEEDS_CODE.search(message):
         return _DAMAGED
-    found = _GLOBAL_NAME.search(message)
-    example = f" ({single_line(found[1], 80)})" if found else ""
+    match = _GLOBAL_NAME.search(message)
+    example = f" ({single_line(match[1], 80)})" if match else ""
     return f"it holds Python objects{example}, which could run code: {_CONVERT}"
 
 

@@ -58,8 +58,8 @@ def index_header(tensors: Mapping[str, TensorInfo]) -> CheckpointIndex:
 
 def index_checkpoint(shapes: Shapes) -> CheckpointIndex:
     """What a checkpoint of {key: shape} holds; keys in the order of the file."""
-    found = encoders(shapes)
-    parts = {key: "text" for encoder in found for key in encoder.keys}
+    recognised = encoders(shapes)
+    parts = {key: "text" for encoder in recognised for key in encoder.keys}
     parts.update((key, "vae") for key in shapes if key not in parts and _VAE.match(key))
     prefix = _model_prefix(shapes, parts)
     own = [] if prefix is None else [key for key in shapes if key.startswith(prefix) and key not in parts]
@@ -67,20 +67,20 @@ def index_checkpoint(shapes: Shapes) -> CheckpointIndex:
     parts.update(dict.fromkeys(own, "model"))
     return CheckpointIndex(
         _model_layers(prefix or "", own, shapes) if own else None,
-        _text_layers(found, shapes) if found else None,
+        _text_layers(recognised, shapes) if recognised else None,
         parts,
     )
 
 
-def _text_layers(found: list[Encoder], shapes: Shapes) -> LayerIndex:
+def _text_layers(recognised: list[Encoder], shapes: Shapes) -> LayerIndex:
     names = NameIndex()
-    for encoder in found:
+    for encoder in recognised:
         for inner, spot in encoder.layers.items():
             for path in encoder_paths(encoder.name, inner):
                 names.add(path, spot)
     paths = {
         spot: next(encoder_paths(encoder.name, inner))
-        for encoder in found
+        for encoder in recognised
         for inner, spot in encoder.layers.items()
         if encoder.name != UNNAMED
     }
@@ -89,7 +89,7 @@ def _text_layers(found: list[Encoder], shapes: Shapes) -> LayerIndex:
         is_text=True,
         names=names,
         shape_of=shapes.get,
-        encoder_of={key: encoder.name for encoder in found for key in encoder.keys},
+        encoder_of={key: encoder.name for encoder in recognised for key in encoder.keys},
         find_paths=lambda: Paths(own=paths),
     )
 

@@ -58,18 +58,18 @@ def scale_of(key: str, tensors: Tensors) -> str | None:
     layer = key.removesuffix("weight")
     if info.dtype not in STOCHASTIC or key == layer:
         return None
-    found = [layer + name for name in _SCALES if layer + name in tensors]
-    one = [name for name in found if tensors[name].nbytes == tensors[name].dtype.itemsize]
-    return one[0] if one and one == found else None
+    scales = [layer + name for name in _SCALES if layer + name in tensors]
+    one = [name for name in scales if tensors[name].nbytes == tensors[name].dtype.itemsize]
+    return one[0] if one and one == scales else None
 
 
 def refuse_file(tensors: Tensors) -> None:
     """LycorisError, naming the layout, if the whole file is stored in a way that hides its weights."""
     for suffix, layout in _WHOLE_FILE:
-        found = next((key for key in tensors if key.endswith(suffix)), None)
-        if found is not None:
+        telling = next((key for key in tensors if key.endswith(suffix)), None)
+        if telling is not None:
             raise LycorisError(
-                f"it is quantised as {layout} ({quoted(found)}), which cannot be changed: {_ADVICE}"
+                f"it is quantised as {layout} ({quoted(telling)}), which cannot be changed: {_ADVICE}"
             )
 
 

@@ -79,8 +79,8 @@ def identify(layers: Iterable[str], metadata: Mapping[str, str] | None = None) -
 
 
 def _labelled(metadata: Mapping[str, str]) -> Family | None:
-    found = [metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version")]
-    for label in filter(None, (text.lower() for text in found)):
+    texts = [metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version")]
+    for label in filter(None, (text.lower() for text in texts)):
         for family in reversed(FAMILIES):  # "hunyuan-dit" before "hunyuan"
             if label.startswith(family.labels):
                 return family

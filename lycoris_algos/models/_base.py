@@ -122,8 +122,8 @@ def _locate(rule: Rule, key: str, shape: Sequence[int]) -> Located | None:
     swapped = rule.swapped or (rule.swapped_pair and rows == 2 * columns)
     if rule.rows is None:
         return Located(key, None, swapped)
-    found = rule.rows.of(rows, columns) if len(shape) > 1 else None
-    return None if found is None else Located(key, found, swapped)
+    located = rule.rows.of(rows, columns) if len(shape) > 1 else None
+    return None if located is None else Located(key, located, swapped)
 
 
 def renamed(pairs: Mapping[str, str], *, within: tuple[str, str] = ("", "")) -> tuple[Rule, ...]:

@@ -44,11 +44,11 @@ def take_embeddings(
         if not key.startswith(PREFIX):
             rest[key] = value
             continue
-        found = _split(key)
-        if found is None:
+        pieces = _split(key)
+        if pieces is None:
             strangers.append(Unmatched(key, "no known form of bundled embeddings has such a key"))
             continue
-        name, part = found
+        name, part = pieces
         reason = _no_vectors(value)
         if reason:
             strangers.append(Unmatched(key, reason))
@@ -83,9 +83,9 @@ def is_output(part: str) -> bool:
 def _split(key: str) -> tuple[str, str] | None:
     """(name, part) of a key, or None if it is of no known form."""
     path = key.removeprefix(PREFIX)
-    found = _PART.search(path)
-    if found is not None:
-        return (path[: found.start()], found[1]) if found.start() else None
+    match = _PART.search(path)
+    if match is not None:
+        return (path[: match.start()], match[1]) if match.start() else None
     return (path, "") if path and "." not in path else None
 
 

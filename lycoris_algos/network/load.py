@@ -122,11 +122,11 @@ def _group(
     grouped: dict[str, list[_Stored]] = defaultdict(list)
     rest: list[str] = []
     for key, value in tensors.items():
-        found = split_key(key, suffixes)
-        if found is None:
+        pieces = split_key(key, suffixes)
+        if pieces is None:
             rest.append(key)
         else:
-            grouped[found[0]].append(_Stored(key, found[1], value))
+            grouped[pieces[0]].append(_Stored(key, pieces[1], value))
     strangers: list[Unmatched] = []
     owners = _owners(rest, grouped)
     for key in rest:  # a weak suffix, or an unknown tensor, which spoils its layer: see _usable
@@ -150,7 +150,7 @@ class _Stored:
 
 def _owners(keys: Sequence[str], layers: Collection[str]) -> dict[str, str]:
     """{key: the longest of ``layers`` that it lies below}, for the keys that lie below any."""
-    found: dict[str, str] = {}
+    owners: dict[str, str] = {}
     above: list[str] = []
     # In the order of their words, what lies below a layer follows it at once.
     for name in sorted({*keys, *layers}, key=lambda name: name.split(".")):
@@ -159,8 +159,8 @@ def _owners(keys: Sequence[str], layers: Collection[str]) -> dict[str, str]:
         if name in layers:
             above.append(name)
         elif above:
-            found[name] = above[-1]
-    return found
+            owners[name] = above[-1]
+    return owners
 
 
 def _usable(stored: list[_Stored], known: Set[str], unmatched: list[Unmatched]) -> dict[str, Tensor]:

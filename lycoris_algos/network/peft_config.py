@@ -30,11 +30,11 @@ class PeftConfig(Brief):
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> PeftConfig:
         """The one that a file's metadata hold, under diffusers' key or PEFT's own file name."""
-        found = json_table(metadata.get("lora_adapter_metadata")) or json_table(
+        table = json_table(metadata.get("lora_adapter_metadata")) or json_table(
             metadata.get("adapter_config")
         )
         return cls(
-            {key: _patterns(value) if key.endswith("_pattern") else value for key, value in found.items()}
+            {key: _patterns(value) if key.endswith("_pattern") else value for key, value in table.items()}
         )
 
 
@@ -61,10 +61,10 @@ def as_peft_trained(name: str, layer: LayerAdapter, config: PeftConfig) -> tuple
 def json_table(text: str | None) -> dict[str, object]:
     """The JSON object that ``text`` is; empty for anything else."""
     try:
-        found = json.loads(text) if text else {}
+        table = json.loads(text) if text else {}
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return table if isinstance(table, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class _OfLayer:
 
     def of_layer(self, patterns: str, *keys: str) -> float | None:
         """PEFT's rule: the first of ``patterns`` that the end of the layer's path matches, else ``keys``."""
-        found = self[patterns]
+        table = self[patterns]
         value = None
-        if isinstance(found, Patterns):
+        if isinstance(table, Patterns):
             # PEFT's names begin inside the model that was wrapped; diffusers puts the component before them.
             inside = self.name.partition(".")[2]
-            value = found.first(self.name.removeprefix(_PREFIX), inside.removeprefix(_PREFIX))
+            value = table.first(self.name.removeprefix(_PREFIX), inside.removeprefix(_PREFIX))
         return self.number(*keys) if value is None else value
 
     def is_of(self, kind: str) -> bool:
@@ -100,8 +100,8 @@ class _OfLayer:
         """Whether a PEFT before that version wrote it. None before 0.18 says which it is."""
         if self["peft_type"] is None:
             return False  # there is no configuration that could say it
-        found = re.match(r"(\d{1,9})\.(\d{1,9})", str(self["peft_version"]))
-        return found is None or (int(found[1]), int(found[2])) < (major, minor)
+        version = re.match(r"(\d{1,9})\.(\d{1,9})", str(self["peft_version"]))
+        return version is None or (int(version[1]), int(version[2])) < (major, minor)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -79,8 +79,8 @@ class Structure(Brief, ABC):
         own_rows, own_columns = self.size
         if own_rows not in (None, rows) or own_columns not in (None, columns):
             own = "×".join("any" if size is None else str(size) for size in self.size)
-            found = "×".join(map(str, shape)) or "a single number"
-            raise ShapeMismatchError(f"a change of {own} was made for another weight, this one is {found}")
+            size = "×".join(map(str, shape)) or "a single number"
+            raise ShapeMismatchError(f"a change of {own} was made for another weight, this one is {size}")
 
     # ---- how it is made ready ---------------------------------------------------------------------
 
@@ -213,9 +213,9 @@ class Structure(Brief, ABC):
     @staticmethod
     def from_values(values: Iterator[Any]) -> Structure:
         """The inverse of ``to_values``; takes exactly its own items from ``values``."""
-        found = _unflatten(values)
-        assert isinstance(found, Structure)
-        return found
+        structure = _unflatten(values)
+        assert isinstance(structure, Structure)
+        return structure
 
     def __repr__(self) -> str:
         return (
@@ -230,8 +230,8 @@ def pays(rank: int | None, rows: int, columns: int) -> bool:
 
 def common_unit(units: Iterator[int]) -> int:
     """Rows depend on no rows outside groups of so many if each of them does; 0 if one depends on all."""
-    found = tuple(units)
-    return 0 if 0 in found else math.lcm(*found)
+    counts = tuple(units)
+    return 0 if 0 in counts else math.lcm(*counts)
 
 
 def _known(own: int | None, weight: Tensor | None, axis: int) -> int:

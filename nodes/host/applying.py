@@ -74,16 +74,16 @@ def apply_stack(
     known = known_layers(model, clip)
     words = fit_words([entry.adapters for entry in stack], clip) if clip is not None else None
     own_words = words.files if words is not None else [None] * len(stack)
-    found = [
+    matched = [
         _FileMatch(entry, match(entry.adapters, known), own)
         for entry, own in zip(stack, own_words, strict=True)
     ]
-    for item in found:
+    for item in matched:
         _refuse(item, known, on_unmatched)
-    of_model, of_clip = ([item.placed_in(is_text) for item in found] for is_text in (False, True))
+    of_model, of_clip = ([item.placed_in(is_text) for item in matched] for is_text in (False, True))
     report = [
         _strengths(strength_model, strength_clip, clip),
-        *(_file_report(item, clip is not None) for item in found),
+        *(_file_report(item, clip is not None) for item in matched),
         *_meeting_lines((known.model, of_model), (known.text, of_clip)),
     ]
     patched_clip = _patched(clip, of_clip, strength_clip)
@@ -128,15 +128,15 @@ def _advice(item: _FileMatch) -> str:
 
 
 def _patched(patcher: Any, files: Sequence[tuple[Sequence[Placed], float]], strength: float) -> Any:
-    found = patches(files) if strength != 0.0 else {}
-    if not found:
+    made = patches(files) if strength != 0.0 else {}
+    if not made:
         return patcher
     clone = patcher.clone()
-    accepted = set(clone.add_patches(found, strength))
-    missing = [target for target in found if target not in accepted]
+    accepted = set(clone.add_patches(made, strength))
+    missing = [target for target in made if target not in accepted]
     if missing:
         raise NoMatchError(
-            f"ComfyUI took the change of {len(found) - len(missing)} of {len(found)} parameters only; "
+            f"ComfyUI took the change of {len(made) - len(missing)} of {len(made)} parameters only; "
             f"it refused {quoted(str(missing[0]))}. Nothing was applied"
         )
     return clone
@@ -151,9 +151,9 @@ def _meeting_lines(*wired: tuple[Targets | None, Sequence[tuple[Sequence[Placed]
     for targets, files in wired:
         if targets is None:
             continue
-        found = [item for placed, multiplier in files if multiplier != 0.0 for item in placed]
-        counts = Counter(item.weight for item in found)
-        dependent = {item.weight: item.layer for item in found if item.adapter.needs_weight}
+        applied = [item for placed, multiplier in files if multiplier != 0.0 for item in placed]
+        counts = Counter(item.weight for item in applied)
+        dependent = {item.weight: item.layer for item in applied if item.adapter.needs_weight}
         for weight, layer in dependent.items():
             if counts[weight] > 1:
                 meetings.append(Unmatched(layer, f"{_DEPENDS}, another changes it too"))

@@ -43,13 +43,13 @@ def base_path(name: str) -> Path:
     """The file that ``name`` (as listed) stands for. Raises FileNotFoundError, in words, if there is none."""
     require_chosen(name)
     folder, _, inner = name.partition("/")
-    found = folder_paths.get_full_path(folder, inner) if folder in _FOLDERS else None
-    if found is None:
+    path = folder_paths.get_full_path(folder, inner) if folder in _FOLDERS else None
+    if path is None:
         raise FileNotFoundError(
             f"the model {quoted(name)} is not there any more. Put it back, or choose another one (press R to "
             "refresh the list)"
         )
-    return Path(found)
+    return Path(path)
 
 
 def check_base(name: str) -> bool | str:

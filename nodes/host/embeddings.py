@@ -67,17 +67,17 @@ def fit_words(stack: Sequence[AdapterSet], clip: Any) -> Words:
         # Names that are words as they stand come before those that have to be changed for it.
         for name in sorted(adapters.embeddings, key=lambda name: _word(name) != name):
             word = _word(name)
-            found = _fit(name, word, adapters.embeddings[name], encoders, files[number])
-            if found and owner.get(word) == number:
+            fitted = _fit(name, word, adapters.embeddings[name], encoders, files[number])
+            if fitted and owner.get(word) == number:
                 taken = f"another one of this file is embedding:{single_line(word)}"
                 files[number].lines.append(f"embedding {quoted(name)} is not used: {taken}")
-            elif found:
-                vectors[word], owner[word] = found, number
-                claims.append((number, word, found))
-    for number, word, found in claims:
+            elif fitted:
+                vectors[word], owner[word] = fitted, number
+                claims.append((number, word, fitted))
+    for number, word, fitted in claims:
         winner = stack[owner[word]]
         if winner is stack[number]:
-            files[number].lines.append(_usable(word, found, known))
+            files[number].lines.append(_usable(word, fitted, known))
         else:
             later = f"{quoted(winner.name)}, which comes later, has it too"
             files[number].lines.append(f"embedding:{single_line(word)} is not used: {later}")
@@ -93,8 +93,8 @@ def with_words(patched: Any, original: Any, words: Words) -> Any:
     return clone
 
 
-def _usable(word: str, found: Mapping[_Encoder, Tensor], known: set[str]) -> str:
-    counts = [f"{encoder.key} ({_count(value)})" for encoder, value in found.items()]
+def _usable(word: str, vectors: Mapping[_Encoder, Tensor], known: set[str]) -> str:
+    counts = [f"{encoder.key} ({_count(value)})" for encoder, value in vectors.items()]
     instead = ", instead of that of an earlier node" if word in known else ""
     return f"embedding:{single_line(word)} is a word for {' and '.join(counts)}{instead}"
 
@@ -115,12 +115,12 @@ def _fit(
     report: FileWords,
 ) -> dict[_Encoder, Tensor]:
     """The vectors of an embedding by encoder; what cannot be used goes to ``report``."""
-    found: dict[_Encoder, Tensor] = {}
+    fitted: dict[_Encoder, Tensor] = {}
     # Parts that name their encoder come before those that only their width places.
     for part in sorted(parts, key=lambda part: encoder_of(part) is None):
         value = parts[part]
         fitting = [encoder for encoder in encoders if _fits(part, value, encoder)]
-        free = [encoder for encoder in fitting if encoder not in found]
+        free = [encoder for encoder in fitting if encoder not in fitted]
         reason = ""
         if is_output(part):
             reason = _OUTPUT
@@ -133,8 +133,8 @@ def _fit(
         if reason:
             report.unmatched.append(Unmatched(embedding_key(name, part), reason))
         else:
-            found.update(dict.fromkeys(free, value))
-    return found
+            fitted.update(dict.fromkeys(free, value))
+    return fitted
 
 
 def _fits(part: str, value: Tensor, encoder: _Encoder) -> bool:
@@ -185,9 +185,9 @@ class _LookUp:
     def __call__(self, embedding_name: str) -> tuple[Any, ...]:
         answer = type(self.tokenizer)._try_get_embedding(self._splitter, embedding_name)
         word = answer[1] if len(answer) > 2 else embedding_name.split()[0]
-        found = self.vectors.get(word.strip(","))
-        if found is not None:
-            return (found, *answer[1:])
+        vectors = self.vectors.get(word.strip(","))
+        if vectors is not None:
+            return (vectors, *answer[1:])
         if self.tokenizer.embedding_directory is None:  # such a tokenizer takes the word for plain text
             return (None, *answer[1:-1], f"{self.tokenizer.embedding_identifier}{embedding_name}")
         behind: tuple[Any, ...] = self.tokenizer._try_get_embedding(embedding_name)
@@ -252,6 +252,6 @@ def _teach(made: Any, tokenizer: Any, words: Words) -> None:
     made._try_get_embedding = _LookUp(tokenizer, vectors)
 
 
-def _nothing(found: Mapping[_Encoder, Tensor], encoder: _Encoder) -> Tensor:
+def _nothing(vectors: Mapping[_Encoder, Tensor], encoder: _Encoder) -> Tensor:
     """No vectors at all, of the encoder's width."""
-    return next(iter(found.values())).new_zeros((0, encoder.width))
+    return next(iter(vectors.values())).new_zeros((0, encoder.width))

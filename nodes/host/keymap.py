@@ -162,8 +162,8 @@ def _model_paths(core: dict[str, Target], inside: dict[str, Shape]) -> Paths:
     known: dict[Spot, str] = {}
     for name, target in named:
         known.setdefault(_spot_of(target), _projection(name))
-    found = model_paths_of(inside, _MODEL)
-    return replace(found, diffusers={**found.diffusers, **known})
+    paths = model_paths_of(inside, _MODEL)
+    return replace(paths, diffusers={**paths.diffusers, **known})
 
 
 def _projection(name: str) -> str:

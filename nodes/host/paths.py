@@ -41,9 +41,9 @@ def adapter_path(name: str) -> Path:
     require_chosen(name)
     places = [_listed().get(name), *((folder, name) for folder in FOLDERS)]
     for folder, inner in filter(None, places):
-        found = folder_paths.get_full_path(folder, inner)
-        if found is not None:
-            return Path(found)
+        path = folder_paths.get_full_path(folder, inner)
+        if path is not None:
+            return Path(path)
     raise FileNotFoundError(
         f"the file {quoted(name)} is not in the folders 'loras' or 'lycoris' any more. "
         "Put it back, or choose another one (press R to refresh the list)"

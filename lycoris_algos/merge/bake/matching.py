@@ -69,20 +69,20 @@ class Matcher:
         def steps(layer: str, half: LayerIndex, spots: Spots) -> list[_Step]:
             return _steps(adapters[layer], half, spots)
 
-        found = self._index.place(adapters, steps)
-        for layer, place in found.placed.items():
+        placement = self._index.place(adapters, steps)
+        for layer, place in placement.placed.items():
             multiplier = entry.multiplier(place.is_text)
             for step in place.made if multiplier != 0.0 else ():
                 self._add(layer, step, multiplier)
         left_out = [
             f"{count} {what} layers are left out: the file has no {what}"
-            for what, count in Counter(map(_half, found.left_out.values())).items()
+            for what, count in Counter(map(_half, placement.left_out.values())).items()
         ]
         if adapters.embeddings:
             words = listed(adapters.embeddings, show=quoted)
             left_out.append(f"embeddings are left out: {words}: a checkpoint has no place for words")
-        unmatched = (*adapters.unmatched, *found.unmatched)
-        return FilePlan(entry, tuple(found.placed), unmatched, tuple(left_out))
+        unmatched = (*adapters.unmatched, *placement.unmatched)
+        return FilePlan(entry, tuple(placement.placed), unmatched, tuple(left_out))
 
     def changes(self) -> dict[str, tuple[PlannedChange, ...]]:
         """{key: what changes it}, each in the order in which its spots were first named.
@@ -102,10 +102,10 @@ class Matcher:
             own = [spot.key for spot in change.spots]
             keys = frozenset(own).union(*(together.get(key, ()) for key in own))
             together.update(dict.fromkeys(keys, keys))
-        found: dict[frozenset[str], list[PlannedChange]] = defaultdict(list)
+        sharing: dict[frozenset[str], list[PlannedChange]] = defaultdict(list)
         for change in changes:
-            found[together[change.spots[0].key]].append(change)
-        shared = {keys: tuple(own) for keys, own in found.items()}
+            sharing[together[change.spots[0].key]].append(change)
+        shared = {keys: tuple(own) for keys, own in sharing.items()}
         return {key: shared[keys] for key, keys in together.items()}
 
     def _add(self, layer: str, step: _Step, multiplier: float) -> None:

@@ -120,10 +120,10 @@ def _compare(
     worst_difference = worst_steps = 0.0
     for start, stop in row_blocks(live.numel(), _BLOCK):
         own = live[start:stop] / scale
-        found = stored[start:stop].to(device, live.dtype)
+        written = stored[start:stop].to(device, live.dtype)
         if item.dtype in STOCHASTIC:
             own.clamp_(limits.min, limits.max)
-        differences = (found - own).abs_()
+        differences = (written - own).abs_()
         # The gap to the next number is at most ε·|x|, and does not shrink below the smallest normal number.
         gaps = own.abs_().clamp_(min=limits.smallest_normal).mul_(limits.eps)
         largest = float(differences.max()) * scale

@@ -136,15 +136,15 @@ class Weights:
 
     def _buffer(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         needed = torch.Size(shape).numel() * dtype.itemsize
-        found = self._buffers.get(use)
-        if found is None or found.numel() < needed:
+        buffer = self._buffers.get(use)
+        if buffer is None or buffer.numel() < needed:
             # Freed first, so that never both are held.
             self._buffers.pop(use, None)
-            del found
+            del buffer
             # A tensor of inference mode (in which ComfyUI runs nodes) could not be used outside of it.
             with torch.inference_mode(False):
-                found = self._buffers[use] = torch.empty(needed, dtype=torch.uint8)
-        return found[:needed].view(dtype).view(shape)
+                buffer = self._buffers[use] = torch.empty(needed, dtype=torch.uint8)
+        return buffer[:needed].view(dtype).view(shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -210,9 +210,9 @@ def _shape(
                 raise error.with_context(f"layer {quoted(c.name)}") from error
         shape = own[0].adapter.new_shape(shape)
     else:
-        told = [found for c in own if (found := c.adapter.weight_shape) is not None]
+        told = [size for c in own if (size := c.adapter.weight_shape) is not None]
         shape = max(told, key=len) if told else None
-    sizes = {found for c in own if (found := c.adapter.matrix_shape) is not None}
+    sizes = {size for c in own if (size := c.adapter.matrix_shape) is not None}
     if shape is not None:
         rows = shape[0] if shape else 1
         sizes.add((rows, max(1, int(torch.Size(shape).numel()) // max(1, rows))))

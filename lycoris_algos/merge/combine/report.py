@@ -124,8 +124,8 @@ def _is_live(plan: CombinePlan) -> bool:
 
 
 def _retained(outcomes: Sequence[Outcome]) -> float:
-    found = [outcome.measured for outcome in outcomes if outcome.measured is not None]
-    total, lost = sum(m.energy for m in found), sum(m.lost for m in found)
+    measured = [outcome.measured for outcome in outcomes if outcome.measured is not None]
+    total, lost = sum(m.energy for m in measured), sum(m.lost for m in measured)
     return 1.0 - lost / total if total else 1.0
 
 

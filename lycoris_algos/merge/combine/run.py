@@ -52,21 +52,21 @@ def run_combine(
     chosen = torch.device("cpu" if torch.device(device).type == "mps" else device)
     run = _Run(plan, chosen, progress, cancel)
     ranks = run.budget() if plan.options.rank.kind is RankKind.BUDGET else {}
-    found: dict[str, LayerAdapter] = {}
+    layers: dict[str, LayerAdapter] = {}
     outcomes: list[Outcome] = []
     for parameter in plan.parameters:
         adapter, outcome = run.combine(parameter, ranks.get(parameter.name))
         outcomes.append(outcome)
         if adapter is not None:
-            known = found.get(parameter.layer, LayerAdapter())
-            found[parameter.layer] = _joined(known, adapter, parameter.what)
+            known = layers.get(parameter.layer, LayerAdapter())
+            layers[parameter.layer] = _joined(known, adapter, parameter.what)
     if progress is not None:
         progress(plan.steps, plan.steps, "combined")
-    if not found:
+    if not layers:
         raise BadValueError(
             f"'{plan.options.method}' leaves nothing of these adapters: they share no layer, or cancel out"
         )
-    return Combined(_adapter_set(plan, found, name), tuple(outcomes), plan)
+    return Combined(_adapter_set(plan, layers, name), tuple(outcomes), plan)
 
 
 def _joined(layer: LayerAdapter, adapter: LayerAdapter, what: str) -> LayerAdapter:
@@ -199,8 +199,8 @@ class _Run(Brief):
         options = self.plan.options
         weights = weights_for(parameter.contributions[0], self.plan.sources)
         present = [c.index for c in parameter.contributions]
-        found = options.merge_method.coefficients(weights, present, lambda: gram(changes), options)
-        return [options.scaling * c for c in found]
+        coefficients = options.merge_method.coefficients(weights, present, lambda: gram(changes), options)
+        return [options.scaling * c for c in coefficients]
 
     def _delta(self, parameter: ParameterPlan, index: int, device: torch.device) -> LowRank | Dense:
         """ΔW of one contribution, in float32 on ``device``."""
@@ -296,14 +296,14 @@ def _as_vector(stored: Component, own: Sequence[LayerAdapter], what: str) -> Lay
 
 def _stored_dtype(parameter: ParameterPlan) -> torch.dtype:
     """The widest dtype that the contributions store their factors in."""
-    found = {
+    dtypes = {
         value.dtype
         for c in parameter.contributions
         for item in c.adapter.components()
         for _, value in item.tensors()
         if value.dtype.is_floating_point
     }
-    if len(found) == 1:
-        return found.pop()
-    wide = [dtype for dtype in found if dtype.itemsize > 1]
+    if len(dtypes) == 1:
+        return dtypes.pop()
+    wide = [dtype for dtype in dtypes if dtype.itemsize > 1]
     return max(wide, key=lambda dtype: dtype.itemsize) if len(set(wide)) == 1 else torch.float32

@@ -68,8 +68,8 @@ def alignment_notes(sources: Sequence[StackEntry], groups: Sequence[Sequence[Con
 
 
 def _meaning(name: str, known: KnownModel | None) -> Hashable:
-    found = None if known is None else known.same_layer(name)
-    return ("name", _normalised(name)) if found is None else ("known", found)
+    place = None if known is None else known.same_layer(name)
+    return ("name", _normalised(name)) if place is None else ("known", place)
 
 
 def _normalised(name: str) -> Hashable:

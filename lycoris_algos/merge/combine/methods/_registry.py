@@ -91,8 +91,8 @@ class MergeMethod:
     ) -> list[float]:
         """The cᵢ of a linear method. ``gram`` is called where the method needs the inner products."""
         inner = (gram(),) if self.kind is Kind.GRAM else ()
-        found: list[float] = self(weights, present, *inner, told=told)
-        return found
+        factors: list[float] = self(weights, present, *inner, told=told)
+        return factors
 
 
 _LAYER = "layer"
@@ -118,14 +118,14 @@ def method(
     def register(function: _F) -> _F:
         if name in _METHODS:
             raise TypeError(f"{function.__qualname__}: {quoted(name)} is taken")
-        found = MergeMethod(name, kind, summary, function, at_least, reference, like_stack)
-        arguments = tuple(n for n in inspect.signature(function).parameters if n not in found.keywords)
+        entry = MergeMethod(name, kind, summary, function, at_least, reference, like_stack)
+        arguments = tuple(n for n in inspect.signature(function).parameters if n not in entry.keywords)
         if arguments != kind.value:
             raise TypeError(f"{function.__qualname__} takes {arguments}, but {kind} gives {kind.value}")
-        unknown = set(found.keywords) - PARAMETERS.keys() - (set() if found.linear else {_LAYER})
+        unknown = set(entry.keywords) - PARAMETERS.keys() - (set() if entry.linear else {_LAYER})
         if unknown:
             raise TypeError(f"{function.__qualname__} wants {sorted(unknown)}, which are no parameters")
-        _METHODS[name] = found
+        _METHODS[name] = entry
         return function
 
     return register
