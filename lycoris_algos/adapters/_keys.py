@@ -56,7 +56,7 @@ class KeySpec:
             stored = [name for name in group if name in present]
             if stored and len(stored) < len(group):
                 missing = ", ".join(f"'{name}'" for name in group if name not in stored)
-                problems.append(f"{missing} is missing beside '{stored[0]}'")
+                problems.append(f"{missing} is missing beside {quoted(stored[0])}")
         strangers = sorted(set(present) - self.names)
         problems += [f"{quoted(name)} is no part of it" for name in strangers[:8]]
         return problems
