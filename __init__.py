@@ -1,4 +1,4 @@
-"""ComfyUI's door to this pack: it imports this file by path and asks for these two names, nothing else."""
+"""Entry point of the node pack: ComfyUI imports this file by path and asks for these two names."""
 
 from .nodes import comfy_entrypoint
 

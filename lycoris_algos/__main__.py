@@ -1,4 +1,4 @@
-"""``python -m lycoris_algos``: see ``cli``."""
+"""Runs the command line of ``cli``: ``python -m lycoris_algos``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names for the few shapes of data that travel between the folders of this library."""
+"""Type aliases that the folders of this library share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nodes, one file per task, and the extension that hands them to ComfyUI."""
+"""The node pack's extension: the list of nodes that ComfyUI asks for. Nodes are defined one file per task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes that change a model: ApplyLyCORISToModel for stacks, LyCORISLoader for one file in one node."""
+"""The nodes that change a model: ApplyLyCORISToModel for stacks, LyCORISLoader for one file in one node."""
 
 from __future__ import annotations
 

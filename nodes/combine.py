@@ -1,4 +1,4 @@
-"""CombineLyCORIS: a stack becomes one adapter set, by the method, in the form and of the size of choice."""
+"""The node CombineLyCORIS: makes one adapter set of a stack, by a method, in a form and size of choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoadLyCORIS: a file from disk onto a LYCORIS wire."""
+"""The node LoadLyCORIS: reads an adapter file and outputs it as a stack of one."""
 
 from __future__ import annotations
 

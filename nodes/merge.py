@@ -1,4 +1,4 @@
-"""MergeLyCORIS: a stack into a checkpoint file."""
+"""The node MergeLyCORIS: writes a checkpoint file with a stack baked into it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SaveLyCORIS: one adapter set into a file."""
+"""The node SaveLyCORIS: writes one adapter set to a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StackLyCORIS: several LYCORIS wires become one."""
+"""The node StackLyCORIS: joins several stacks into one."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Component(Stored):
 
 
 class Algorithm(Component):
-    """The one algorithm of a layer. Defining a subclass registers it (``register=False``: a base of some)."""
+    """The one algorithm of a layer. Defining a subclass registers it (not with ``register=False``)."""
 
     role: ClassVar[str] = "algorithm"
 

@@ -1,4 +1,4 @@
-"""What an algorithm is asked for when a change is to be stored as it, and what it answers."""
+"""The argument and the result of ``fit``, which stores a given weight change as some algorithm."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class FitRequest(Brief):
 
 @dataclass(frozen=True, eq=False)
 class Fitted(Brief):
-    """A stored form, its rank where it has one, and what a LoRA of as many bytes would keep (LoKr, LoHa)."""
+    """What was fitted, its rank if any, and the energy that a LoRA of this size would keep (LoKr, LoHa)."""
 
     stored: Component
     rank: int | None = None

@@ -1,4 +1,4 @@
-"""Which tensors make an adapter.
+"""The key suffixes of an algorithm's tensors, and whether a layer's tensors are that algorithm.
 
 Every algorithm says as data which key suffixes it is stored under. Detection reads only this, so it is
 exclusive by construction (exactly one algorithm may accept a layer) and can explain a failure: the nearest

@@ -1,4 +1,4 @@
-"""The one list of what a layer may store: name to class, and the way from a layer's tensors to its classes.
+"""The registry of everything that a layer may store: class by name, and detection of the class from tensors.
 
 Classes put themselves here when they are defined (``__init_subclass__``). A second class of the same name, or
 one that forgot its class data, is an error at import, not a surprise at run time.

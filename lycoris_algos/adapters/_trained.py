@@ -1,4 +1,4 @@
-"""What a file says about its training besides its tensors, as far as algorithms ask: the answers' types only.
+"""Types for what metadata say about training: a trainer's facts, PEFT's configuration, PEFT's reading.
 
 Who reads metadata and configurations (../network) makes these; the algorithms know what follows for their
 tensors.

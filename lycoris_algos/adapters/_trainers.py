@@ -1,4 +1,4 @@
-"""Corrections of alpha that several algorithms share."""
+"""Corrections of alpha for training options (rs_lora) that several algorithms share."""
 
 from __future__ import annotations
 

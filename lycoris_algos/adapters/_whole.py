@@ -1,4 +1,4 @@
-"""Extras that store their change as it is, element for element. One form, four keys (full.py, norm.py)."""
+"""Base classes of extras that store their change element for element (full.py, norm.py)."""
 
 from __future__ import annotations
 

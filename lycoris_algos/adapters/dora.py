@@ -1,4 +1,4 @@
-"""DoRA: a trained magnitude beside the trained direction, with any algorithm.
+"""DoRA: a trained magnitude beside the trained direction, on any algorithm.
 
     V = W + ΔW          W' = V · d / ‖V‖
 

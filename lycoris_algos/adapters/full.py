@@ -2,8 +2,8 @@
 
     W' = W + m·diff          b' = b + m·diff_b
 
-Trained by LyCORIS' ``full`` and by most fine-tune extractors; often beside another algorithm on the same
-layer, where all of it adds up. ``diff_b`` alone is legal.
+Trained by LyCORIS' ``full`` and by most fine-tune extractors; often beside an algorithm on the same layer,
+where all of it adds up. ``diff_b`` alone is legal.
 """
 
 from __future__ import annotations

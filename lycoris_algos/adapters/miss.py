@@ -1,8 +1,8 @@
 """MiSS (PEFT; once called Bone): one small block, repeated over all inputs of a Linear.
 
-    ΔW[o, n·r + k] = block[k, o]                          ``miss_block`` (r, o), i of any size ΔW[o, n·r +
-    k] = block[k, o mod m]                    "mini": ``miss_block`` (r, m), m a divisor of o ΔW[I, J] =
-    W[I, J]·block[I] + block[I]                "bat": ``miss_block`` (o/r, r, r), W in blocks of r × r
+    ΔW[o, n·r + k] = block[k, o]              ``miss_block`` (r, o), i of any size
+    ΔW[o, n·r + k] = block[k, o mod m]        "mini": ``miss_block`` (r, m), m a divisor of o
+    ΔW[I, J] = W[I, J]·block[I] + block[I]    "bat": ``miss_block`` (o/r, r, r), W in blocks of r × r
 
 Three dimensions tell the last form. That a smaller block is repeated over the outputs as well stands only in
 PEFT's configuration; ``miss_block.mini`` holds it in files that this library writes. There is no alpha.

@@ -5,9 +5,9 @@
 ``bias_indices`` (2, n) and ``bias_size`` (2,) are stored as int16, so an index above 32767 comes back
 negative; it is read as the unsigned number that was meant. ``bias_values`` (n,).
 
-Beside a Tucker core that tool takes the residual of the whole fine-tuned weight instead of its difference
-to the base, so the values hold the base weight as well. There ``SparseTarget`` is meant, which takes W out
-again: those elements then become exactly what was extracted.
+Beside a LoRA with a Tucker kernel that tool takes the residual of the whole fine-tuned weight instead of its
+difference to the base, so the values hold the base weight as well. There ``SparseTarget`` is meant, which
+takes W out again: those elements then become exactly what was extracted.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class SparseWeight(_Elements):
 
 @dataclass(frozen=True, eq=False)
 class SparseTarget(_Elements):
-    """Elements of ΔW + W: the residual beside a Tucker core. Stored like ``SparseWeight``."""
+    """Elements of ΔW + W: the residual beside a Tucker kernel. Stored like ``SparseWeight``."""
 
     algo: ClassVar[str] = "sparse_target"
     title: ClassVar[str] = "sparse residual"

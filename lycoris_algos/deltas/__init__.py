@@ -1,4 +1,4 @@
-"""One layer's ΔW in its cheapest form: made of adapters, added up, measured, fitted into a size."""
+"""Weight changes (ΔW) of single layers: their cheapest exact form, sums, errors, ranks for a budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A budget of bytes for many layers, shared out as ranks to where they keep most."""
+"""Shares out a budget of bytes among layers: ranks go to the layers where they keep most of the change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A delta in the form that costs least: two factors where they are known, else dense; and sums of such."""
+"""Deltas in their cheapest exact form (two factors where they are known, else dense), and sums of them."""
 
 from __future__ import annotations
 

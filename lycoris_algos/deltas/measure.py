@@ -1,4 +1,4 @@
-"""How far a change is from what it should be, compared by blocks of rows: neither is formed whole."""
+"""The error of a stored change against the wanted one, by blocks of rows; neither is formed whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainer dialects, one file each: strings in, strings out.
+"""Dialects, one file each: how each trainer spells the names of layers and tensors. Strings only.
 
 A key of an adapter file is a layer's name, a dot, and the suffix that says which tensor of the layer it is.
 Reading takes every spelling of a suffix with every spelling of a layer, since programs mix them; which

@@ -1,4 +1,4 @@
-"""What a dialect is: how one trainer spells the names of layers and of their tensors. Strings only."""
+"""The class ``Dialect``: how one trainer spells the names of layers and of their tensors. Strings only."""
 
 from __future__ import annotations
 

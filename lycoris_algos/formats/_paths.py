@@ -1,4 +1,4 @@
-"""Where in a model a layer's name points: the prefix taken off, and what trainers vary in the rest."""
+"""From a layer's name in a file to its path in a model: prefixes are removed, known variations undone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A key of a file, cut into its layer and the suffix that says which of the layer's tensors it is."""
+"""Splits a key of a file into the layer's name and the suffix that says which of its tensors it is."""
 
 from __future__ import annotations
 

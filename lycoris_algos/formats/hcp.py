@@ -19,7 +19,7 @@ _ENCODERS = {"text_model.": "text_model.", "clip_B.": "clip_l.", "clip_bigG.": "
 
 
 class HcpDialect(Dialect):
-    """Its suffixes stand behind a joint; those of its own LoRA are called differently."""
+    """HCP's spelling: suffixes follow ``___.``, and those of its own LoRA have names of their own."""
 
     def render(self, layer: str, suffix: str) -> str:
         own = self.suffixes.get(suffix, suffix) if layer.startswith("lora") else suffix

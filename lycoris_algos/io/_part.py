@@ -1,4 +1,4 @@
-"""A file that appears whole or not at all, and never in place of another one.
+"""Writes a file atomically: it appears whole or not at all, and never replaces another one.
 
 The bytes go to a hidden ``.NAME.PID.part`` beside the wanted name, which no program lists as a
 model. When it is complete and on the disk it gets its real name by a hard link, which fails if the

@@ -1,4 +1,4 @@
-"""The one place where a path becomes an open file, and where errors get the name of their file.
+"""Opens files for this folder, and puts the name of the file into every error.
 
 Every public function of this folder that takes a path names the file in its errors, exactly once;
 the functions that take bytes or a handle do not. ComfyUI users see these messages, so an

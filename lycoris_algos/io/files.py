@@ -1,4 +1,4 @@
-"""One door for every kind of weights file: what a file is decides, not what it is called.
+"""Reads any kind of weights file; its content decides which kind it is, not its suffix.
 
 Files are renamed all the time (a .ckpt that is safetensors inside, a .safetensors that is a
 pickle), so the content is looked at first. The suffix only counts when the content says nothing, to

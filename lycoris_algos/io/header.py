@@ -1,4 +1,4 @@
-"""The header of a safetensors file: read, and checked before anybody believes it.
+"""Reads and checks the header of a safetensors file.
 
 A file says in its first bytes how long its header is; the header (JSON) says where each tensor
 lies. All of it comes from strangers, so nothing is allocated by what it claims until the claims

@@ -1,4 +1,4 @@
-"""Files of models and loaded models alike: which of their weights the layer names of adapters mean.
+"""Models, as files or loaded: which of their weights the layer names of adapters mean.
 
 One file per concern: ``places`` where numbers are, ``names`` what a path may mean, ``layers`` one half of a
 model (its diffusion model, or its text encoders), ``index`` both halves, ``spelling`` from places back to

@@ -1,4 +1,4 @@
-"""What tells a model file from every other, for the recipes of files that are made with it."""
+"""The hash that identifies a model file, for the recipes of files that are made with it."""
 
 from __future__ import annotations
 

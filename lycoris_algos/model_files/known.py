@@ -1,6 +1,6 @@
-"""What adapters were trained on, as far as it is known: what their layers' names mean in it, and its weights.
+"""The model that adapters were trained on, as far as it is known: what layer names mean in it, its weights.
 
-A loaded model is known this way, a file of one, and weights in memory. Who knows no model knows names alone.
+It may be a loaded model, the file of one, or weights in memory. Without any, only names are compared.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from .spelling import model_name, text_name
 
 
 class UnsuitableError(LycorisError):
-    """A place that cannot take an adapter for a reason of the model's."""
+    """The model stores a parameter in a way that no adapter can change."""
 
 
 @dataclass(frozen=True)

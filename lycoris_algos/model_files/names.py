@@ -1,4 +1,4 @@
-"""The names that a model answers to: paths of its parameters, and everything that others call them.
+"""Index of the names that a model's parameters have: their paths, and what other programs call them.
 
 A name of a file is looked up without its trainer's prefix, as it stands and with underscores for dots. So
 every path is known under every prefix, dotted and flattened, whoever brought it in, in the order of trust.

@@ -1,4 +1,4 @@
-"""Where in a model the numbers of a layer are, and how an adapter of that layer sees them.
+"""Where a layer's weight is stored in a model (a parameter, or parts of some), and how an adapter sees it.
 
 A path does not always mean a whole parameter: fused weights hold several layers, OpenCLIP stores a projection
 transposed, ComfyUI keeps some norms with their halves swapped. So a layer is at a ``Spot``, or at several

@@ -1,4 +1,4 @@
-"""What a model family is: how others name the layers of a model that ComfyUI knows. Strings, no tensors."""
+"""The class ``Family``: how other programs name the layers of a model that ComfyUI knows. Strings only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other transformers whose layers diffusers names differently, or all but a few as ComfyUI does."""
+"""Other diffusion transformers (SD 3, Qwen-Image, LTX-Video …): what diffusers calls their layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter set in another dtype, dialect or strength, with the same deltas.
+"""Converts an adapter set to another dtype, dialect or strength; its deltas stay the same.
 
 - A *multiplier* is stored in a factor of each algorithm that is linear in one; the others (DoRA, OFT …) need
   their change to be computed against the base weight, which is CombineLyCORIS' work, and are refused.

@@ -1,4 +1,4 @@
-"""What only a file's metadata says about its maths.
+"""Corrects adapters by what only their file's metadata says about the maths, such as a scale.
 
 Most tensors mean the same whoever wrote them. A few trainers scale by something that they do not put into the
 file's ``alpha``; their metadata says so, and without it no loader can be right. Each correction here turns

@@ -1,4 +1,4 @@
-"""Layouts of whole files that leave something unsaid, written out as every other file has it.
+"""Rewrites files of an unusual layout (BFL's control adapters) into the form that every other file has.
 
 BFL's control adapters for Flux (depth, canny) are LoRAs without a prefix, beside the finished scales of all
 norms under the model's own keys. Their ``img_in`` takes more channels than the model's, which has to grow.

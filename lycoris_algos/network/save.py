@@ -1,4 +1,4 @@
-"""From an ``AdapterSet`` to a file."""
+"""Writes an ``AdapterSet`` to a .safetensors file."""
 
 from __future__ import annotations
 

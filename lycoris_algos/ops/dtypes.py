@@ -1,4 +1,4 @@
-"""Which number type the maths runs in, and how a tensor gets there.
+"""The number type that the maths runs in, and casting to it.
 
 Decided once, here: everything is computed in float32 (float64 where the weight already is), whatever the
 factors and the weight are stored as, and rounded once on the way back. Factors are cast, never products.

@@ -1,4 +1,4 @@
-"""Orthogonal matrices from unconstrained ones."""
+"""Orthogonal matrices from unconstrained ones: the Cayley transform and its series."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scratch buffers that are used again and again.
+"""Scratch buffers that are reused.
 
 Systems hand out large buffers as fresh pages, and touching those for the first time costs more than the
 arithmetic that they are for. So the blocks that weights are worked on in come from a few buffers that stay,
@@ -22,6 +22,8 @@ _LARGEST = 2**21
 
 
 class _Free(threading.local):
+    """The buffers of one thread that nobody uses now."""
+
     def __init__(self) -> None:
         self.buffers: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Structures onto a weight, in place, in order, rounded once.
+"""Applies structures to a weight: in place, in order, rounded once.
 
 How a weight is gone through:
 

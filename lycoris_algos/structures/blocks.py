@@ -1,4 +1,4 @@
-"""In which blocks of rows a weight is gone through."""
+"""Cuts the rows of a weight into the blocks that are worked on one after the other."""
 
 from __future__ import annotations
 

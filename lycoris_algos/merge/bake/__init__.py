@@ -1,4 +1,4 @@
-"""Adapters into a checkpoint: a plan made from headers alone, and a run that streams it and proves it."""
+"""Bakes adapters into a checkpoint: a plan from headers alone, then a streamed run that checks its result."""
 
 from .plan import BakePlan, plan_bake
 from .report import bake_report, plan_report

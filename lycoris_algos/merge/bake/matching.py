@@ -1,4 +1,4 @@
-"""Which layers of a stack have a place in a checkpoint, by names and shapes alone.
+"""Finds which tensors of a checkpoint each layer of a stack changes, by names and shapes alone.
 
 The same rules as beside a loaded model: a layer is placed whole or not at all; of several meanings of its
 name the first counts that its shape fits; a layer that the checkpoint stores in pieces is cut into them, and
@@ -47,7 +47,7 @@ class FilePlan(Brief):
 
 @dataclass(frozen=True, eq=False)
 class _Step(Brief):
-    """What is added, and the spots that it changes."""
+    """A change (an adapter or rows of one) and the spots of the checkpoint that it changes."""
 
     spots: Spots
     added: AdapterRows

@@ -1,4 +1,4 @@
-"""What a bake will do, decided before a single number is read: from the checkpoint's header and the adapters.
+"""The plan of a bake: what happens to every tensor, decided from the checkpoint's header and the adapters.
 
 For every tensor of the checkpoint: copied, converted, or changed, by what and where in it; and for every
 layer of every file whether it has a place, or why not. The same rules as live application: a layer is placed

@@ -1,4 +1,4 @@
-"""Read back what was written, and compare it with what live application makes of the base.
+"""Reads back what was baked and compares it with what live application makes of the base.
 
 The comparison is done on the hidden file, before it gets its name: a wrong file is never there to be loaded.
 A seeded sample is checked, of the changed tensors at least one for every way in which a weight is stored and

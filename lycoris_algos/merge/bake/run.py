@@ -1,4 +1,4 @@
-"""Carries a plan out: one tensor at a time through the file, untouched stretches copied by the system.
+"""Runs a bake plan: writes the new file tensor by tensor; what is not changed is copied by the system.
 
 The new file appears under its name only when it is complete, on the disk and proven; whatever stops the run
 (an error, a full disk, the user, a kill) leaves nothing that could be taken for a model.

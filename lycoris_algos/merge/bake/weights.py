@@ -1,4 +1,4 @@
-"""One tensor of a bake: read, changed by the same function that changes a loaded model's weights, rounded.
+"""Computes the tensors of a bake: each is read, changed as a loaded model's weights are, and rounded once.
 
 A weight that is stored in the dtype that it was read in goes through ``apply_`` as it is, which works on rows
 whose float32 copy stays in the cache. Everything else (another dtype, a scale, several spots, a transposed

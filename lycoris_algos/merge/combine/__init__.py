@@ -1,4 +1,4 @@
-"""Several adapter sets into one, on their deltas: how (options), what goes together (sources), by which way.
+"""Combines several adapter sets into one, on their deltas (weight changes).
 
     plan = plan_combine([StackEntry(a), StackEntry(b, 0.7)], CombineOptions("ties", density=0.3))
     print(plan)

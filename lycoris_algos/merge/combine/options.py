@@ -1,4 +1,4 @@
-"""What a user chooses for a combination, checked before any work."""
+"""The options of a combination, checked before any work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a combination will do, layer by layer, before it does anything. Reads shapes only; can be printed.
+"""The plan of a combination: how each layer's result will be computed. Reads shapes only; can be printed.
 
 Ways to a result, cheapest first:
 

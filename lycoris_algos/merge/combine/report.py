@@ -1,4 +1,4 @@
-"""What a combination came to, as data and in words: what is kept, and how large the error is."""
+"""The result of a combination, as data and as a text: how much is kept, and how large the error is."""
 
 from __future__ import annotations
 

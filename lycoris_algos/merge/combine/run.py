@@ -1,5 +1,4 @@
-"""A planned combination carried out, one parameter at a time: memory holds one layer's change, and the
-result.
+"""Runs the plan of a combination, one parameter at a time: memory holds one layer's change, and the result.
 
 With a size budget every layer is computed twice: once for its singular values, which decide how many ranks
 each layer gets, and once for its factors. Where the device has no memory for a layer, that layer is computed

@@ -43,7 +43,7 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def expected_delta(algos: Iterable[str], tensors: Mapping[str, Tensor], weight: Tensor) -> np.ndarray:
-    """ΔW of a layer made of ``algos`` (the core first, then the parts in order), in float64."""
+    """ΔW of a layer made of ``algos`` (the algorithm first, then the extras in order), in float64."""
     base = to_numpy(weight)
     arrays = {suffix: to_numpy(value) for suffix, value in tensors.items()}
     total = np.zeros(base.shape)

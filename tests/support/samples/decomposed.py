@@ -1,4 +1,4 @@
-"""DoRA: a magnitude on either axis, on every kind of core and part."""
+"""DoRA: a magnitude on either axis, on every kind of algorithm and extra."""
 
 from __future__ import annotations
 

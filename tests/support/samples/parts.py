@@ -1,4 +1,4 @@
-"""What is stored as it is, beside a core or alone: Full, Norm, a sparse residual, a replaced parameter."""
+"""What is stored as it is, beside an algorithm or alone: Full, Norm, sparse residuals, set weights."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _sparse(draw: Draw) -> Iterator[Case]:
     yield Case("wide", ("sparse",), residual(2, 40000, 50), (2, 40000))
     lora = {"lora_up.weight": draw(24, 4), "lora_down.weight": draw(4, 16), "alpha": alpha(2)}
     yield Case("linear", ("lora", "sparse"), {**lora, **residual(24, 16, 30)}, linear)
-    # A Tucker core, whose residual stays what it is as long as nobody corrects it (network/corrections.py).
+    # A Tucker kernel, whose residual stays what it is as long as nobody corrects it (network/corrections.py).
     tucker = {
         "lora_up.weight": draw(12, 3, 1, 1),
         "lora_down.weight": draw(3, 8, 1, 1),

@@ -107,7 +107,7 @@ def test_an_extra_may_not_share_a_key_with_a_modifier() -> None:
 
 
 def test_an_algorithm_may_not_take_the_key_of_an_extra() -> None:
-    # Extras are taken out of a layer first: such a core would never see its own tensor.
+    # Extras are taken out of a layer first: such an algorithm would never see its own tensor.
     with unchanged_registry(), pytest.raises(TypeError, match=r"Defined and \w+ share \['diff'\]"):
         define(Algorithm, {**CLASS_DATA, "keys": KeySpec(required=("own", "diff"))})
 

@@ -1,4 +1,4 @@
-"""The ways to make one change out of several: one decorated function each.
+"""Merge methods, one decorated function each: ways to make one weight change out of several.
 
 Notation: Dᵢ (o, i·∏k) is the delta of adapter i at multiplier 1, wᵢ its multiplier, D the result. λ (the
 option ``scaling``) multiplies every D at the end, outside of these functions.

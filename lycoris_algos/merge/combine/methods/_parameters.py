@@ -1,4 +1,4 @@
-"""What methods can be told. Each number is declared once: options, widgets and the command line follow."""
+"""The parameters of merge methods, declared once each: options, widgets and the command line follow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one list of methods: name to function, with what the function is given and what a user may tell it."""
+"""The registry of merge methods: each function with its name, what it is given, and its parameters."""
 
 from __future__ import annotations
 

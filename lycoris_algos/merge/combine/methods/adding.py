@@ -1,4 +1,4 @@
-"""Sums: what the adapters do, added."""
+"""Merge methods that add: the weighted sum and the average."""
 
 from __future__ import annotations
 

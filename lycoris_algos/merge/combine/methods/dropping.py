@@ -1,4 +1,4 @@
-"""Elements dropped from every delta before they are added, so that adapters get less in each other's way.
+"""Merge methods that drop elements of every delta before they add (TIES, DARE, DELLA …).
 
 Random masks come from a CPU generator seeded by (seed, layer, adapter), so they are the same on every device.
 """

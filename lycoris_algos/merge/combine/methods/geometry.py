@@ -1,4 +1,4 @@
-"""Deltas as vectors: their angles, their lengths, the directions that they share."""
+"""Merge methods that see deltas as vectors, with angles, lengths and shared directions (slerp, KnOTS …)."""
 
 from __future__ import annotations
 

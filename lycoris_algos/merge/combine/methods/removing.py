@@ -1,4 +1,4 @@
-"""The first adapter against the others: without them, or what it has in common with them."""
+"""Merge methods that compare the first adapter with the others: without them, or what they have in common."""
 
 from __future__ import annotations
 
