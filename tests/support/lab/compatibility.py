@@ -12,6 +12,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 from lab.pack import load_pack
@@ -20,8 +21,11 @@ from lab.prime import prime_comfy
 HEAD = """\
 # Compatibility
 
-Printed by `python -m lab.compatibility` (in tests/support); not written by hand.
+Which trainers' files reach which models, counted: every file holds one adapter for each layer that its trainer
+trains. Printed by `python -m lab.compatibility` (in `tests/support`); not written by hand.
+"""
 
+TABLES_HEAD = """
 ## Files and models
 
 Each row is a file as the trainer writes it, with one adapter for every linear layer and convolution that it
@@ -91,21 +95,51 @@ def host_modules() -> SimpleNamespace:
     )
 
 
-def document(host: SimpleNamespace) -> Iterator[str]:
-    """The lines of the document."""
+@dataclass(frozen=True)
+class Row:
+    """One file held against one model: who writes it, the key of its first layer, and the counts."""
+
+    trainer: str
+    first: str
+    held: int
+    reached: int
+
+
+def tables(host: SimpleNamespace) -> Iterator[tuple[str, list[Row]]]:
+    """(title of a model, a row for each file that trainers write for it)."""
     import families
 
-    yield HEAD
     for subject in families.SUBJECTS:
-        yield f"### {subject.title}\n"
-        yield "| file of | its first layer | layers | reached |"
-        yield "| --- | --- | ---: | ---: |"
+        rows = []
         for file in subject.files(families.shapes_of(subject)):
             found = families.outcome(subject, file, host)
             first = file.spell(next(iter(file.layers)), "down")
-            yield f"| {file.trainer} | `{first}` | {found.held} | {found.reached} |"
-        yield ""
+            rows.append(Row(file.trainer, first, found.held, found.reached))
+        yield subject.title, rows
     families.forget()
+
+
+def summary(title: str, rows: list[Row]) -> str:
+    """One line for one model."""
+    held, reached = sum(row.held for row in rows), sum(row.reached for row in rows)
+    share = "all" if held == reached else f"{reached} of"
+    return f"| {title} | {len(rows)} | {share} {held} |"
+
+
+def document(host: SimpleNamespace) -> Iterator[str]:
+    """The lines of the document."""
+    every = list(tables(host))
+    yield HEAD
+    yield "| model | kinds of files | layers reached |"
+    yield "| --- | ---: | ---: |"
+    yield from (summary(title, rows) for title, rows in every)
+    yield TABLES_HEAD
+    for title, rows in every:
+        yield f"### {title}\n"
+        yield "| file of | its first layer | layers | reached |"
+        yield "| --- | --- | ---: | ---: |"
+        yield from (f"| {row.trainer} | `{row.first}` | {row.held} | {row.reached} |" for row in rows)
+        yield ""
     yield DIALECTS_HEAD.lstrip("\n")
     yield "| dialect | model | text encoders |"
     yield "| --- | --- | --- |"
