@@ -5,17 +5,13 @@ Every check is a function of source text and is itself tested on text that break
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-LIBRARY, NODES = ROOT / "lycoris_algos", ROOT / "nodes"
+from imports import DOORS, FOUNDATION, LIBRARY, NODES, ROOT, imports, package_of, piece_of
 
 #: Everything below the jobs that use it.
 _ROOMS = ("ops", "structures", "adapters", "io", "formats", "models", "network", "model_files", "deltas")
@@ -38,9 +34,6 @@ ALLOWED: dict[str, set[str]] = {
     "extract": {*_ROOMS},
     "training": {*_ROOMS} - {"model_files"},
 }
-#: The doors: the package itself and the command line may import everything.
-DOORS = {"", "cli", "__main__"}
-FOUNDATION = {"text", "errors", "_types"}
 HOST = {
     "comfy",
     "comfy_api",
@@ -53,33 +46,6 @@ HOST = {
 }
 #: Third-party packages of the library.
 LIBRARY_NEEDS = {"torch", "numpy", "regex", "typing_extensions"}
-
-
-def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
-    """(level, dotted name) of each import of a module in ``package``; relative ones are made absolute.
-
-    ``from . import a, b`` yields package.a and package.b. The level is 0 for absolute ones.
-    """
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield 0, alias.name
-        elif isinstance(node, ast.ImportFrom):
-            if node.level == 0:
-                yield 0, node.module or ""
-                continue
-            parts = package.split(".")
-            assert node.level <= len(parts), "a relative import leaves the pack"
-            base = parts[: len(parts) - node.level + 1]
-            if node.module:
-                yield node.level, ".".join((*base, node.module))
-            else:
-                for alias in node.names:
-                    yield node.level, ".".join((*base, alias.name))
-
-
-def package_of(path: Path) -> str:
-    return ".".join(("pack", *path.relative_to(ROOT).parent.parts))
 
 
 def library_problems(source: str, package: str, piece: str) -> list[str]:
@@ -125,11 +91,6 @@ def nodes_problems(source: str, package: str, *, door: bool = False) -> list[str
         elif name.startswith("pack.lycoris_algos.") and any(part.startswith("_") for part in name.split(".")):
             problems.append(f"imports the private {name}")
     return problems
-
-
-def piece_of(path: Path) -> str:
-    parts = path.relative_to(LIBRARY).with_suffix("").parts
-    return "" if parts == ("__init__",) else parts[0]
 
 
 @pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
