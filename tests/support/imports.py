@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -64,14 +63,17 @@ def room_of(name: str) -> str | None:
 
 def rooms() -> dict[str, set[str]]:
     """{room: the other rooms that it imports}, from every module of the pack."""
-    found: dict[str, set[str]] = defaultdict(set)
+    found: dict[str, set[str]] = {}
     for path in sorted((*LIBRARY.rglob("*.py"), *NODES.rglob("*.py"))):
         room = room_of(package_of(path))
         if room is None:
             continue
-        others = {room_of(name) for level, name in imports(path.read_text("utf-8"), package_of(path)) if level}
-        found[room] |= {other for other in others if other not in (None, room)}  # type: ignore[arg-type]
-    return dict(found)
+        own = found.setdefault(room, set())
+        for level, name in imports(path.read_text("utf-8"), package_of(path)):
+            other = room_of(name) if level else None
+            if other is not None and other != room:
+                own.add(other)
+    return found
 
 
 def without_detours(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:

@@ -21,8 +21,8 @@ from lab.prime import prime_comfy
 HEAD = """\
 # Compatibility
 
-Which trainers' files reach which models, counted: every file holds one adapter for each layer that its trainer
-trains. Printed by `python -m lab.compatibility` (in `tests/support`); not written by hand.
+Which trainers' files reach which models, counted: every file holds one adapter for each layer that its
+trainer trains. Printed by `python -m lab.compatibility` (in `tests/support`); not written by hand.
 """
 
 TABLES_HEAD = """
