@@ -25,7 +25,7 @@ HELP_PAGE = Path(__file__).parents[3] / "web" / "docs" / "CombineLyCORIS.md"
 
 @pytest.fixture
 def strongest() -> Iterator[None]:
-    """The method that CONTRIBUTING.md adds, for the time of a test."""
+    """A method that is not there otherwise, for the time of a test."""
 
     @method("strongest", Kind.ELEMENTWISE, "Takes of each element the largest change.", at_least=2)
     def strongest(deltas: Sequence[Tensor], weights: Sequence[float], *, density: float) -> Tensor:
