@@ -15,6 +15,7 @@ from ._base import Algorithm, Base, Component, Extra, Magnitude
 from ._fitting import FitRequest, Fitted
 from ._layer import LayerAdapter, apply_
 from ._registry import algorithms, component, extras, known_suffixes, modifiers, suffixes_beside
+from ._rows import of_row_parts, row_part
 from ._trained import PeftReading, PeftSettings, TrainingFacts
 
 for _module in sorted(module.name for module in iter_modules(__path__)):
@@ -53,6 +54,8 @@ __all__ = [
     "fittable",
     "known_suffixes",
     "modifiers",
+    "of_row_parts",
+    "row_part",
     "suffixes_beside",
     "whole_change",
 ]

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -109,6 +109,14 @@ class Stored(Brief, ABC):
             if field.metadata.get(_KIND) == "real" and getattr(self, field.name) is not None
         }
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
+
+    def row_part(self, start: int, count: int) -> Self | None:
+        """What it does to ``count`` rows of its parameter, stored for them alone; None if it cannot be."""
+        return None
+
+    def of_row_parts(self, parts: Sequence[tuple[int, Self]], total: int) -> Self | None:
+        """The sum of ``parts``, of which this is one, each with its first row of ``total``; None as above."""
+        return None
 
     @abstractmethod
     def check(self) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
-from ..ops.dtypes import times
+from ..ops.dtypes import added, common_dtype, times
 from ..structures import Dense
 from ._base import FLOAT, Base, Extra, Shape
 from ._fitting import FitRequest, Fitted
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +59,21 @@ class WholeChange(WholeTensor, register=False):
     def multiplied(self, factor: float) -> WholeChange:
         return replace(self, change=times(self.change, factor))
 
-    def holding(self, change: Tensor) -> WholeChange:
+    def holding(self, change: Tensor) -> Self:
         return replace(self, change=change)
+
+    def row_part(self, start: int, count: int) -> Self | None:
+        return self.holding(self.change.narrow(0, start, count).clone()) if self.change.dim() else None
+
+    def of_row_parts(self, parts: Sequence[tuple[int, Self]], total: int) -> Self | None:
+        changes = [part.change for _, part in parts]
+        if any(change.dim() == 0 or change.shape[1:] != self.change.shape[1:] for change in changes):
+            return None
+        whole = self.change.new_zeros((total, *self.change.shape[1:]), dtype=common_dtype(changes))
+        for (start, _), change in zip(parts, changes, strict=True):
+            rows = whole[start : start + change.shape[0]]
+            rows.copy_(added(rows, change))
+        return self.holding(whole)
 
 
 def fit_whole(cls: type[WholeChange], request: FitRequest) -> Fitted:

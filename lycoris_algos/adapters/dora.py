@@ -18,9 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
+from ..ops.dtypes import common_dtype
 from ..structures import ColumnDecomposed, RowDecomposed, Structure
 from ._base import Magnitude
 from ._keys import KeySpec
@@ -68,6 +70,15 @@ class DoRA(Magnitude):
         kind = ColumnDecomposed if self.over_rows else RowDecomposed
         return kind(change, self.scale.reshape(-1))
 
+    def row_part(self, start: int, count: int) -> DoRA | None:
+        return None if self.over_rows else DoRA(self.scale.narrow(0, start, count).clone())
+
+    def of_row_parts(self, parts: Sequence[tuple[int, DoRA]], total: int) -> DoRA | None:
+        if any(part.over_rows for _, part in parts):
+            return None
+        scales = _one_below_the_other([(start, part.scale.flatten()) for start, part in parts], total)
+        return None if scales is None else DoRA(scales.reshape(-1, *self.scale.shape[1:]))
+
     def to_peft(self) -> MagnitudeVector | None:
         return None if self.over_rows else MagnitudeVector(self.scale.reshape(-1))
 
@@ -104,5 +115,27 @@ class MagnitudeVector(Magnitude):
     def around(self, change: Structure) -> Structure:
         return RowDecomposed(change, self.magnitudes.reshape(-1))
 
+    def row_part(self, start: int, count: int) -> MagnitudeVector:
+        return MagnitudeVector(self.magnitudes.flatten().narrow(0, start, count).clone())
+
+    def of_row_parts(
+        self, parts: Sequence[tuple[int, MagnitudeVector]], total: int
+    ) -> MagnitudeVector | None:
+        vectors = [(start, part.magnitudes.flatten()) for start, part in parts]
+        joined = _one_below_the_other(vectors, total)
+        return None if joined is None else MagnitudeVector(joined)
+
     def to_peft(self) -> MagnitudeVector:
         return MagnitudeVector(self.magnitudes.reshape(-1))
+
+
+def _one_below_the_other(parts: Sequence[tuple[int, Tensor]], total: int) -> Tensor | None:
+    """The magnitudes of all rows; None where a row has none, or two."""
+    ordered = sorted(parts, key=lambda part: part[0])
+    position = 0
+    for start, values in ordered:
+        if start != position:
+            return None
+        position += values.numel()
+    dtype = common_dtype([values for _, values in ordered])
+    return torch.cat([values.to(dtype) for _, values in ordered]) if position == total else None

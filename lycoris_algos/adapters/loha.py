@@ -145,5 +145,10 @@ class LoHa(Algorithm):
     def from_peft(self, settings: PeftSettings) -> PeftReading:
         return scaled_by_peft(self, settings)
 
+    def row_part(self, start: int, count: int) -> LoHa:
+        axis = 0 if self.t1 is None else 1
+        first, second = (a.narrow(axis, start, count).clone() for a in (self.w1_a, self.w2_a))
+        return replace(self, w1_a=first, w2_a=second)
+
     def to_peft(self) -> LoHa:
         return folded(self)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadValueError
-from ..ops.dtypes import solving, times
+from ..ops.dtypes import added, common_dtype, solving, times
 from ..ops.lowrank import best_factors, gram_svd, leading_svd, product_svd
 from ..ops.ranks import RankKind, RankRule, choose
 from ..ops.tucker import absorb_input
@@ -126,6 +126,32 @@ class LoRA(Algorithm):
         if alpha is not None and nested == "kohya":
             alpha *= math.sqrt(rank / self.rank)
         return replace(self, up=self.up[:, :rank], down=self.down[:rank], alpha=alpha)
+
+    # ---- rows ---------------------------------------------------------------------------------------
+
+    def row_part(self, start: int, count: int) -> LoRA:
+        return replace(self, up=self.up.narrow(0, start, count).clone())
+
+    def of_row_parts(self, parts: Sequence[tuple[int, LoRA]], total: int) -> LoRA | None:
+        own = [part for _, part in parts]
+        if any(part.mid is not None or part.down.shape[1:] != self.down.shape[1:] for part in own):
+            return None
+        scales = {scale(part.alpha, part.rank, part.fixed_scale) for part in own}
+        (same,) = scales if len(scales) == 1 else (1.0,)
+        own = own if len(scales) == 1 else [folded(part) for part in own]
+        first = own[0].down
+        shared = all(part.down.shape == first.shape and torch.equal(part.down, first) for part in own)
+        rank = first.shape[0] if shared else sum(part.rank for part in own)
+        dtype = common_dtype([part.up for part in own])
+        up = self.up.new_zeros((total, rank, *self.up.shape[2:]), dtype=dtype)
+        column = 0
+        for (start, _), part in zip(parts, own, strict=True):
+            block = up[start : start + part.up.shape[0], column : column + part.rank]
+            block.copy_(added(block, part.up))
+            column += 0 if shared else part.rank
+        wanted = common_dtype([part.down for part in own])
+        down = first.clone() if shared else torch.cat([part.down.to(wanted) for part in own])
+        return LoRA(up, down, None, same * rank)
 
     # ---- trainers -------------------------------------------------------------------------------
 

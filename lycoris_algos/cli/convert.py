@@ -9,7 +9,7 @@ from typing import Any
 
 from ..model_files import BaseFile
 from ..network import convert, load, save
-from ..network.convert import WRITABLE
+from ..network.respelling import WRITABLE
 from ._shared import DTYPES, dtype_argument, print_path, weighted_file
 
 
@@ -30,6 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
     parser.add_argument("--dialect", choices=WRITABLE, help="how layers are called (default: as in the file)")
     parser.add_argument(
+        "--model",
         "--base",
         type=Path,
         metavar="MODEL",
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     path, model, clip = args.file
     adapters = load(path)
     with ExitStack() as opened:
-        known = None if args.base is None else opened.enter_context(BaseFile(args.base, [adapters]))
+        known = None if args.model is None else opened.enter_context(BaseFile(args.model, [adapters]))
         converted = convert(
             adapters,
             dtype=DTYPES.get(args.dtype),

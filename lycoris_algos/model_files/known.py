@@ -13,7 +13,7 @@ from typing import Generic
 from torch import Tensor
 
 from ..formats import is_text_layer
-from ..network import AdapterSet
+from ..network import AdapterSet, Part
 from ..ops.rows import stacked
 from ..text import Brief
 from .index import Found, L, ModelIndex
@@ -39,8 +39,11 @@ class KnownModel(ABC):
         """Whether ``layer`` is one of a text encoder: by what it means, else as its name's dialect says."""
         return is_text_layer(layer)
 
-    def rename(self, layer: str, dialect: str) -> str | None:
-        """``layer`` as ``dialect`` spells it; None if that has no name for it, or none that is known."""
+    def spelled(self, layer: str, dialect: str) -> tuple[Part, ...] | None:
+        """``layer`` as ``dialect`` spells it, in parts where that has other layers.
+
+        Empty if the dialect has no name for some of it, None if it is not known what the layer is.
+        """
         return None
 
     def record(self) -> Mapping[str, object]:
@@ -98,9 +101,13 @@ class IndexedModel(KnownModel, Generic[L]):
         place = self._find(layer)
         return is_text_layer(layer) if place is None else place.is_text
 
-    def rename(self, layer: str, dialect: str) -> str | None:
+    def spelled(self, layer: str, dialect: str) -> tuple[Part, ...] | None:
         place = self._find(layer)
-        return None if place is None else place.half.name_in(dialect, place.made)
+        if place is None:
+            return None
+        parts = place.half.spelled(dialect, place.made)
+        # Not every text encoder's names are known here, but those of transformers are the same everywhere.
+        return None if place.is_text and not parts else parts
 
     def _spots(self, layer: str, what: str) -> Spots:
         """The weights or biases of the layer, in the order of their rows; none if one is missing."""

@@ -15,9 +15,10 @@ from ..adapters import LayerAdapter
 from ..errors import LycorisError
 from ..formats import encoder_number, model_paths, text_paths
 from ..models import split_names
+from ..network import Part
 from ..text import Brief
 from .names import NameIndex, flattened
-from .places import AdapterRows, Shape, Spot, Spots, pieces_of
+from .places import AdapterRows, Shape, Spot, Spots, pieces_of, row_ranges, stored_rows
 from .spelling import model_name, text_name
 
 
@@ -47,6 +48,7 @@ class LayerIndex(Brief):
     is_text: bool = False
     encoder_of: Mapping[str, str] = field(default_factory=dict)
     find_paths: Callable[[], Paths] = Paths
+    _named_in: dict[str, dict[str, list[tuple[str, Spot]]]] = field(default_factory=dict, init=False)
 
     @cached_property
     def encoders(self) -> tuple[str, ...]:
@@ -166,6 +168,45 @@ class LayerIndex(Brief):
         if self.is_text:
             return text_name(dialect, own, self.encoders)
         return model_name(dialect, own, diffusers, as_diffusers=self._kohya_follows_diffusers)
+
+    def spelled(self, dialect: str, spots: Spots) -> tuple[Part, ...]:
+        """The layer at ``spots`` in the layers that ``dialect`` has there; nothing if some have no name."""
+        whole = self.name_in(dialect, spots)
+        if whole is not None:
+            return (Part(whole),)
+        parts: list[Part] = []
+        counts = self.counts(spots)
+        for spot, first in zip(spots, (start for start, *_ in row_ranges(counts)), strict=True):
+            for name, other in self._named(dialect).get(spot.key, ()):
+                parts += self._shared_rows(name, spot, first, other)
+        is_all = sum(part.rows[1] for part in parts if part.rows is not None) == sum(counts)
+        if len(parts) == 1 and is_all:
+            (part,) = parts
+            fills = part.within is not None and part.within[1] == part.within[2]
+            return (replace(part, rows=None, within=None if fills else part.within),)
+        return tuple(parts) if is_all else ()
+
+    def _shared_rows(self, name: str, spot: Spot, first: int, other: Spot) -> Iterator[Part]:
+        """What a layer whose rows from ``first`` on are at ``spot`` shares with ``name``, at ``other``."""
+        (own_count, count) = self.counts((spot, other))
+        for own, stored, length in stored_rows(spot, own_count):
+            for theirs, place, size in stored_rows(other, count):
+                low, high = max(stored, place), min(stored + length, place + size)
+                if low < high:
+                    rows = (first + own + low - stored, high - low)
+                    yield Part(name, rows, (theirs + low - place, high - low, count))
+
+    def _named(self, dialect: str) -> Mapping[str, list[tuple[str, Spot]]]:
+        """{key: (name, place)} of the layers that ``dialect`` has; of several for some rows, the first."""
+        if dialect not in self._named_in:
+            named: dict[str, list[tuple[str, Spot]]] = {}
+            for spot in {**self._paths.own, **self._paths.diffusers}:
+                name = self.name_in(dialect, (spot,))
+                own = named.setdefault(spot.key, [])
+                if name is not None and not any(any(self._shared_rows("", spot, 0, s)) for _, s in own):
+                    own.append((name, spot))
+            self._named_in[dialect] = named
+        return self._named_in[dialect]
 
     @cached_property
     def _paths(self) -> Paths:

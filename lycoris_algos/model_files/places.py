@@ -67,6 +67,18 @@ def seen(weight: Tensor, spot: Spot) -> Tensor:
     return weight.T.contiguous() if spot.transposed else weight
 
 
+def stored_rows(spot: Spot, count: int) -> tuple[tuple[int, int, int], ...]:
+    """(row of the layer at ``spot``, row of the parameter, how many) for each run of ``count`` rows.
+
+    Nothing where its rows are none of the parameter's.
+    """
+    dim, start, _ = (0, 0, count) if spot.part is None else spot.part
+    if dim != 0 or spot.transposed or spot.function is not None:
+        return ()
+    half = count // 2
+    return ((0, start + half, half), (half, start, half)) if spot.swapped else ((0, start, count),)
+
+
 def put(weight: Tensor, spot: Spot, changed: Tensor) -> None:
     """Writes what the adapter of ``spot`` made of ``seen`` back into ``weight``."""
     part = weight if spot.part is None else weight.narrow(*spot.part)

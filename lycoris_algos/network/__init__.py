@@ -5,11 +5,13 @@ from .content import content_hash, to_tensors
 from .convert import convert
 from .load import from_tensors, load
 from .rank import with_rank
+from .respelling import Part
 from .save import save
 from .stack import Stack, StackEntry
 
 __all__ = [
     "AdapterSet",
+    "Part",
     "Stack",
     "StackEntry",
     "Unmatched",

@@ -2,10 +2,8 @@
 
 - A *multiplier* is stored in a factor of each algorithm that is linear in one; the others (DoRA, OFT …) need
   their change to be computed against the base weight, which is CombineLyCORIS' work, and are refused.
-- A *dialect* has its own names for layers, which names alone do not always give: underscores do not say where
-  the dots were, and diffusers calls the layers of most models otherwise. A caller who knows the model gives
-  the names (``known``); without, only what the names tell is done. diffusers and PEFT also have no alpha, no
-  Tucker kernels, and only some algorithms.
+- A *dialect* has its own names for layers, and other layers where a model is fused (respelling.py). diffusers
+  and PEFT also have no alpha, no Tucker kernels, and only some algorithms (peft_form.py).
 - Everything is computed in float32 and rounded once, to the new dtype.
 """
 
@@ -13,37 +11,23 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 
 from ..adapters import LayerAdapter
 from ..errors import BadValueError, NoSpellingError
-from ..formats import DIALECTS, Dialect, dialect_of, encoder_number, is_text_layer, model_paths, text_paths
+from ..formats import Dialect, dialect_of, is_text_layer
 from ..text import quoted
 from .adapter_set import AdapterSet
 from .corrections import MARK
+from .peft_form import PEFT_METADATA, WITHOUT_ALPHA, peft_form, peft_metadata
 from .recipe import RECIPE, source_record
+from .respelling import KnownNames, Respelled, respelled, writable
 from .stack import StackEntry
 
-
-class KnownNames(Protocol):
-    """Who knows what the names of layers mean: any ``KnownModel`` does."""
-
-    def is_text(self, layer: str) -> bool:
-        """Whether ``layer`` is one of a text encoder."""
-
-    def rename(self, layer: str, dialect: str) -> str | None:
-        """``layer`` as ``dialect`` spells it, or None."""
-
-
-_WITHOUT_ALPHA = frozenset({"diffusers", "peft"})
-#: The dialects that files can be written in.
-WRITABLE = ("kohya", "comfy", "diffusers", "peft")
-# What only says how alpha was kept, and is wrong once alpha is in the factors.
-_PEFT_METADATA = ("lora_adapter_metadata", "adapter_config")
+_HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
 
 def convert(
@@ -64,38 +48,25 @@ def convert(
     cannot be folded in (naming CombineLyCORIS) or a number that does not fit ``dtype``, and
     NoSpellingError, naming the layer, for what ``dialect`` has no word for.
     """
-    target = None if dialect is None else _writable(dialect)
-    layers: dict[str, LayerAdapter] = {}
+    target = None if dialect is None else writable(dialect)
     entry = StackEntry(adapter_set, strength_model, strength_clip)
-    numbered = any(encoder_number(name) == 2 for name in adapter_set)
+    folded: dict[str, LayerAdapter] = {}
     for name, layer in adapter_set.items():
         multiplier = entry.multiplier((known.is_text if known is not None else is_text_layer)(name))
-        if multiplier == 0.0:
-            continue
-        spelled, changed = name, layer
-        if multiplier != 1.0:
-            changed = _multiplied(name, changed, multiplier)
-        if target is not None:
-            spelled = _spelled(name, target, known, numbered)
-            if target.name in _WITHOUT_ALPHA:
-                changed = _without_alpha(name, changed, target)
-        if spelled in layers:
-            raise NoSpellingError(
-                f"two layers would be called {quoted(spelled)}, one of them is {quoted(name)}"
-            )
-        layers[spelled] = _stored(name, changed, layer, dtype)
-    if not layers:
+        if multiplier != 0.0:
+            folded[name] = layer if multiplier == 1.0 else _multiplied(name, layer, multiplier)
+    if not folded:
         raise BadValueError("the strength of every layer is 0, so nothing would be stored")
+    if target is None:
+        spelled = {name: Respelled(layer, name) for name, layer in folded.items()}
+    else:
+        spelled = respelled(folded, target, known)
+    layers = stored(spelled, adapter_set, dtype, insisting=target is not None)
     described = _metadata(adapter_set, dtype, target, strength_model, strength_clip, title)
+    described.update(peft_metadata(layers))
     written = adapter_set.dialect if target is None else target.name
     bundled = adapter_set.embeddings if embeddings else {}
     return replace(adapter_set, layers=layers, metadata=described, dialect=written, embeddings=bundled)
-
-
-def _writable(name: str) -> Dialect:
-    if name not in WRITABLE:
-        raise NoSpellingError(f"files are written as {', '.join(WRITABLE)}, not as {quoted(name)}")
-    return next(dialect for dialect in DIALECTS if dialect.name == name)
 
 
 # ---- numbers --------------------------------------------------------------------------------------------
@@ -113,6 +84,31 @@ def _multiplied(name: str, layer: LayerAdapter, multiplier: float) -> LayerAdapt
     folded = layer.cast(torch.float32).multiplied(multiplier)
     assert folded is not None  # linear
     return folded
+
+
+def stored(
+    spelled: Mapping[str, Respelled],
+    before: Mapping[str, LayerAdapter],
+    dtype: torch.dtype | None,
+    *,
+    insisting: bool,
+) -> dict[str, LayerAdapter]:
+    """``spelled`` in the form that each one's dialect has, in ``dtype`` or that of its source ``before``.
+
+    What has no such form is refused if ``insisting``, and else left as it is. Raises NoSpellingError, and
+    BadValueError for numbers that do not fit the dtype.
+    """
+    layers: dict[str, LayerAdapter] = {}
+    for name, layer in spelled.items():
+        formed, dialect = layer.adapter, dialect_of(name)
+        if dialect.name in WITHOUT_ALPHA:
+            try:
+                formed = peft_form(formed, dialect.title)
+            except NoSpellingError as error:
+                if insisting:
+                    raise error.with_context(f"layer {quoted(layer.source)}") from error
+        layers[name] = _stored(layer.source, formed, before[layer.source], dtype)
+    return layers
 
 
 def _stored(name: str, layer: LayerAdapter, before: LayerAdapter, dtype: torch.dtype | None) -> LayerAdapter:
@@ -137,67 +133,6 @@ def _stored(name: str, layer: LayerAdapter, before: LayerAdapter, dtype: torch.d
     return stored
 
 
-# ---- spelling -------------------------------------------------------------------------------------------
-
-
-def _spelled(name: str, dialect: Dialect, known: KnownNames | None, numbered: bool) -> str:
-    if dialect_of(name) is dialect:
-        return name
-    spelled = known.rename(name, dialect.name) if known is not None else None
-    spelled = spelled or _by_name_alone(name, dialect, numbered)
-    if spelled is None:
-        raise NoSpellingError(
-            f"layer {quoted(name)}: its name alone does not tell how {dialect.title} spells it. "
-            + ("The model has no such name for it" if known is not None else "Give the model, which tells")
-        )
-    return spelled
-
-
-def _by_name_alone(name: str, dialect: Dialect, numbered: bool) -> str | None:
-    """What needs no model: dots to underscores, and one dotted prefix for another before the same path."""
-    own = dialect_of(name)
-    if is_text_layer(name):
-        path = _shortest(text_paths(name))
-        number = encoder_number(name) or 1
-        is_path = own.name in (*_WITHOUT_ALPHA, "lycoris")
-        if dialect.name == "kohya" and is_path:
-            return f"lora_te{number if numbered else ''}_{path.replace('.', '_')}"
-        return None
-    path = _shortest(model_paths(name))
-    if dialect.name == "kohya":
-        return f"lora_unet_{path.replace('.', '_')}"
-    if dialect.name == "diffusers" and own.name == "peft":
-        return f"{'unet' if path.startswith(_UNET_BLOCKS) else 'transformer'}.{path}"
-    return f"base_model.model.{path}" if dialect.name == "peft" and own.name == "diffusers" else None
-
-
-_UNET_BLOCKS = ("down_blocks.", "up_blocks.", "mid_block.", "conv_in", "conv_out", "time_embedding.")
-
-
-def _shortest(paths: Iterable[str]) -> str:
-    """The path with the most taken off."""
-    return min(paths, key=len)
-
-
-def _without_alpha(name: str, layer: LayerAdapter, dialect: Dialect) -> LayerAdapter:
-    """``layer`` as PEFT knows it: alpha in the factors, magnitudes of outputs as a vector, nothing else."""
-    magnitude = layer.magnitude
-    alone = not layer.extras and not layer.bias_extras and layer.reshape is None
-    algorithm = layer.algorithm.to_peft() if layer.algorithm is not None and alone else None
-    if algorithm is None:
-        raise NoSpellingError(
-            f"layer {quoted(name)}: {dialect.title} has no form for {' + '.join(layer.titles)} as it is "
-            "stored here: choose kohya or ComfyUI, or let CombineLyCORIS make a LoRA of it"
-        )
-    if magnitude is not None:
-        magnitude = magnitude.to_peft()
-        if magnitude is None:
-            raise NoSpellingError(
-                f"layer {quoted(name)}: {dialect.title} knows DoRA on outputs only, and this is on inputs"
-            )
-    return replace(layer, algorithm=algorithm, magnitude=magnitude)
-
-
 # ---- metadata -------------------------------------------------------------------------------------------
 
 
@@ -210,7 +145,7 @@ def _metadata(
     title: str | None,
 ) -> dict[str, str]:
     """What was there, that every alpha is as stored, and how this file came about."""
-    kept = {key: value for key, value in adapter_set.metadata.items() if key not in _PEFT_METADATA}
+    kept = still_true(adapter_set.metadata)
     kept.setdefault(MARK, "converted: every alpha is what the file says")
     recipe: dict[str, object] = {
         "tool": "lycoris_algos convert",
@@ -222,6 +157,11 @@ def _metadata(
     }
     kept[RECIPE] = json.dumps(recipe, ensure_ascii=False)
     return {**kept, **modelspec(kept, title or adapter_set.name)}
+
+
+def still_true(metadata: Mapping[str, str]) -> dict[str, str]:
+    """``metadata`` without hashes of a file's tensors, and without how its alphas were kept."""
+    return {key: value for key, value in metadata.items() if key not in (*PEFT_METADATA, *_HASHES)}
 
 
 def modelspec(metadata: Mapping[str, str], title: str) -> dict[str, str]:

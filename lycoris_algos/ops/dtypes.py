@@ -6,6 +6,8 @@ factors and the weight are stored as, and rounded once on the way back. Factors 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,18 @@ def to_compute(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tens
 def times(tensor: Tensor, factor: float) -> Tensor:
     """``tensor``·``factor`` in its own dtype, computed in float32 (or float64) and rounded once."""
     return (tensor.to(compute_dtype(tensor.dtype)) * factor).to(tensor.dtype)
+
+
+def common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of all of ``tensors``, or where they differ the one that is computed in."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    return dtypes.pop() if len(dtypes) == 1 else compute_dtype(*dtypes)
+
+
+def added(one: Tensor, other: Tensor) -> Tensor:
+    """``one`` + ``other``, computed in float32 (or float64): float8 has no sums."""
+    dtype = compute_dtype(one.dtype, other.dtype)
+    return one.to(dtype) + other.to(dtype)
 
 
 def solving(tensor: Tensor) -> Tensor:

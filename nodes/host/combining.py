@@ -13,6 +13,7 @@ from typing import Any
 import comfy.model_management
 
 from ...lycoris_algos import AdapterSet, BadValueError, CancelledError, convert, load, save
+from ...lycoris_algos.formats import dialect_of
 from ...lycoris_algos.inspection import algorithm_lines
 from ...lycoris_algos.merge.combine import CombineOptions, plan_combine, run_combine
 from ...lycoris_algos.model_files import BaseFile, IndexedModel, KnownModel, Spot
@@ -117,7 +118,7 @@ def save_stack(
     lines = [
         f"written: {single_line(str(written), 400)} ({written.stat().st_size / 1e6:.2f} MB)",
         *(f"  {line}" for line in algorithm_lines(converted.values())),
-        f"  {len(converted)} layers, stored as {dtype}, spelled as {converted.dialect}, read back",
+        f"  {len(converted)} layers, stored as {dtype}, spelled as {_spelling(converted)}, read back",
     ]
     if folded:
         lines.append(
@@ -128,3 +129,8 @@ def save_stack(
         words = listed(entry.adapters.embeddings, show=quoted)
         lines.append(f"  embeddings {'included' if include_embeddings else 'left out'}: {words}")
     return written, as_report(lines)
+
+
+def _spelling(adapters: AdapterSet) -> str:
+    spoken = sorted({dialect_of(layer).name for layer in adapters})
+    return adapters.dialect if len(spoken) == 1 else f"a mixture of {', '.join(spoken)}"

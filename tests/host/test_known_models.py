@@ -46,7 +46,7 @@ def test_the_file_of_a_model_knows_what_the_model_knows(
 
     def answers(known: Any, layer: str) -> dict[str, Any]:
         shapes = {what: known.shape(layer, what) for what in ("weight", "bias")}
-        names = {dialect: known.rename(layer, dialect) for dialect in dialects}
+        names = {dialect: known.spelled(layer, dialect) or None for dialect in dialects}
         return {**shapes, **names, "is text": known.is_text(layer)}
 
     with BaseFile(paths.MODELS / models.FILES[name][0]) as file:
@@ -89,9 +89,10 @@ def test_comfyui_itself_knows_the_names_that_are_written(
             if idle or not layer.startswith(prefixes) or not isinstance(target, str):
                 continue
             if known.shape(layer, "weight") is not None:
-                name = known.rename(layer, dialect)
-                assert name is not None, layer
-                assert core[name] == target, layer
+                (part,) = known.spelled(layer, dialect)
+                assert part.rows is None, layer
+                assert part.within is None, layer
+                assert core[part.name] == target, layer
                 written += 1
     assert written > 100
 

@@ -41,11 +41,12 @@ class Outcome(Brief):
 
 @dataclass(frozen=True, eq=False)
 class Combined(Brief):
-    """The combined adapter set, and what became of every parameter."""
+    """The combined adapter set, and what became of every parameter. ``note`` says how it is spelled."""
 
     adapters: AdapterSet
     outcomes: tuple[Outcome, ...]
     plan: CombinePlan
+    note: str = ""
 
     @property
     def retained(self) -> float:
@@ -84,7 +85,7 @@ class Combined(Brief):
         return capped(lines)
 
     def _notes(self) -> list[str]:
-        notes = []
+        notes = [self.note] if self.note else []
         on_cpu = [outcome.parameter.name for outcome in self.outcomes if outcome.on_cpu]
         if on_cpu:
             notes.append(

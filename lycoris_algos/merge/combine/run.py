@@ -18,7 +18,10 @@ from ..._types import Cancel, Progress
 from ...adapters import Algorithm, Component, Extra, FitRequest, Fitted, LayerAdapter, fittable, whole_change
 from ...deltas import Demand, allocate, change_of, difference, factors_of, gram, weighted_sum
 from ...errors import BadValueError, CancelledError, LycorisError
+from ...formats import dialect_of
 from ...network import AdapterSet, Unmatched
+from ...network.convert import stored
+from ...network.respelling import in_one_dialect
 from ...ops.ranks import RankKind, RankRule
 from ...structures import Dense, LowRank, Structure, Sum, pays
 from ...text import Brief, quoted
@@ -65,7 +68,8 @@ def run_combine(
         raise BadValueError(
             f"'{plan.options.method}' leaves nothing of these adapters: they share no layer, or cancel out"
         )
-    return Combined(_adapter_set(plan, layers, name), tuple(outcomes), plan)
+    adapters, note = _adapter_set(plan, layers, name)
+    return Combined(adapters, tuple(outcomes), plan, note)
 
 
 def _joined(layer: LayerAdapter, adapter: LayerAdapter, what: str) -> LayerAdapter:
@@ -74,8 +78,20 @@ def _joined(layer: LayerAdapter, adapter: LayerAdapter, what: str) -> LayerAdapt
     return replace(adapter, bias_extras=layer.bias_extras)
 
 
-def _adapter_set(plan: CombinePlan, layers: dict[str, LayerAdapter], name: str) -> AdapterSet:
+def _adapter_set(plan: CombinePlan, layers: dict[str, LayerAdapter], name: str) -> tuple[AdapterSet, str]:
+    """(``layers`` as one file holds them, in one dialect if they can be; what is to be said about it)."""
     sources = plan.sources
+    spoken = sorted({dialect_of(layer).name for layer in layers})
+    spelled, dialect = in_one_dialect(layers, [source.adapters.dialect for source in sources], plan.base)
+    layers = stored(spelled, layers, None, insisting=False)
+    note = f"the files are spelled as {' and '.join(spoken)}, the result as {dialect}"
+    if len(spoken) == 1:
+        note = ""
+    elif dialect is None:
+        note = (
+            f"the result is spelled in a mixed way ({', '.join(spoken)}), since names alone do not tell one "
+            "spelling for all layers: other programs may not find some. Give the model, which tells"
+        )
     unmatched = tuple(
         Unmatched(item.key, f"of {quoted(source.adapters.name)}: {item.reason}")
         for source in sources
@@ -86,8 +102,9 @@ def _adapter_set(plan: CombinePlan, layers: dict[str, LayerAdapter], name: str) 
         for word, vectors in source.adapters.embeddings.items():
             embeddings.setdefault(word, dict(vectors))
     notes = tuple(note for source in sources for note in source.adapters.notes)
-    metadata = combined_metadata(plan, name)
-    return AdapterSet(layers, unmatched, metadata, sources[0].adapters.dialect, name, notes, embeddings)
+    metadata = combined_metadata(plan, name, layers)
+    written = dialect or sources[0].adapters.dialect
+    return AdapterSet(layers, unmatched, metadata, written, name, notes, embeddings), note
 
 
 @dataclass

@@ -59,6 +59,9 @@ rank.
   all pieces and takes those as well, and so does Combine LyCORIS. A T-LoRA is worked out from all pieces
   everywhere.
 - Biases are cut the same way.
+- Written in another spelling, a LoRA is cut or joined the same way: joined, its rank is the sum of the ranks,
+  or that of one where all share a factor. So are LoHa (cut only), DoRA on outputs and whole changes; others
+  are refused by name.
 
 ## Text encoders
 

@@ -78,10 +78,13 @@ def test_convert(files: list[Path], tmp_path: Path) -> None:
     )
 
 
-def test_the_base_tells_how_another_dialect_spells_layers(files: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--model", "--base"])
+def test_the_model_tells_how_another_dialect_spells_layers(
+    option: str, files: list[Path], tmp_path: Path
+) -> None:
     base, out = tmp_path / "base.safetensors", tmp_path / "out.safetensors"
     save_file({"block_0.to.q.weight": torch.zeros(32, 24)}, base)
-    assert main(["convert", str(files[0]), "-o", str(out), "--dialect", "comfy", "--base", str(base)]) == 0
+    assert main(["convert", str(files[0]), "-o", str(out), "--dialect", "comfy", option, str(base)]) == 0
     assert list(lycoris_algos.load(out)) == ["diffusion_model.block_0.to.q"]
 
 

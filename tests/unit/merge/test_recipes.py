@@ -114,6 +114,54 @@ def test_a_bakes_recipe_holds_that_of_a_baked_base(tmp_path: Path) -> None:
     assert earlier["base"]["sampled_sha256"] != found["base"]["sampled_sha256"]
 
 
+def test_a_resized_file_keeps_whose_it_is_and_has_its_own_ranks(tmp_path: Path) -> None:
+    said = {
+        "modelspec.author": "me",
+        "modelspec.license": "CC-BY-4.0",
+        "modelspec.description": "a description",
+        "modelspec.trigger_phrase": "sks, person",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "ss_training_comment": "mine",
+        "ss_tag_frequency": json.dumps({"1_x": {"sks": 3}}),
+    }
+    network = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "8",
+        "ss_network_alpha": "4",
+        "ss_network_args": json.dumps({"conv_dim": "8", "dropout": "0.1"}),
+    }
+    stored = {f"{LAYER}.lora_up.weight": torch.randn(32, 8), f"{LAYER}.lora_down.weight": torch.randn(8, 24)}
+    hashes = {"sshs_model_hash": "0", "lora_adapter_metadata": "{}"}
+    save_file(stored, tmp_path / "in.safetensors", metadata={**said, **network, **hashes})
+    out = tmp_path / "out.safetensors"
+    assert main(["combine", str(tmp_path / "in.safetensors"), "-o", str(out), "--rank", "4", "-q"]) == 0
+    found = read_header(out).metadata
+    assert {key: found.get(key) for key in said} == said
+    assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("4", "4")
+    assert json.loads(found["ss_network_args"]) == {"conv_dim": "4", "dropout": "0.1"}
+    assert not found.keys() & hashes.keys()
+    other = tmp_path / "lokr.safetensors"
+    command = ["combine", str(tmp_path / "in.safetensors"), "-o", str(other), "--as", "lokr", "--rank", "4"]
+    assert main([*command, "-q"]) == 0
+    found = read_header(other).metadata
+    assert {key: found.get(key) for key in said} == said
+    assert not found.keys() & network.keys()
+
+
+def test_a_combination_names_all_authors(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for path in paths:
+        tensors = {"lora_up.weight": torch.randn(32, 4), "lora_down.weight": torch.randn(4, 24)}
+        own = {f"{LAYER}.{suffix}": value for suffix, value in tensors.items()}
+        facts = {"modelspec.author": path.stem, "modelspec.license": "MIT", "ss_network_dim": "4"}
+        save_file(own, path, metadata=facts)
+    out = tmp_path / "out.safetensors"
+    assert main(["combine", *map(str, paths), "-o", str(out), "-q"]) == 0
+    found = read_header(out).metadata
+    assert (found["modelspec.author"], found["modelspec.license"]) == ("a, b", "MIT")
+    assert "ss_network_dim" not in found
+
+
 @pytest.mark.parametrize("case", one_per_algorithm(), ids=lambda case: case.name)
 def test_a_hash_lasts_from_file_to_file(case: Case, tmp_path: Path) -> None:
     own = lycoris_algos.load(put(tmp_path / "first.safetensors", case.tensors))

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import lycoris_algos
 from lycoris_algos.model_files import BaseFile, WeightsInMemory
+from lycoris_algos.network import Part
 
 TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
@@ -25,7 +26,7 @@ def test_weights_in_memory_know_no_names() -> None:
     assert known.fetch("a", "weight") is weight
     assert known.fetch("a", "bias") is bias
     assert known.same_layer("a") is None
-    assert known.rename("a", "kohya") is None
+    assert known.spelled("a", "kohya") is None
     assert (known.is_text(TEXT), known.is_text("lora_unet_a")) == (True, False)
     assert known.record() == {}
 
@@ -42,11 +43,11 @@ def test_a_name_means_what_all_its_adapters_fit(tmp_path: Path) -> None:
     )
     with BaseFile(tmp_path / "base.safetensors") as known:
         assert known.shape(TEXT, "weight") == (768, 768)
-        assert known.rename(TEXT, "kohya") == TEXT.replace("te_", "te1_")
+        assert known.spelled(TEXT, "kohya") == (Part(TEXT.replace("te_", "te1_")),)
     with BaseFile(tmp_path / "base.safetensors", [vague]) as known:
         assert known.shape(TEXT, "weight") == (1280, 1280)
         assert known.shape(TEXT, "bias") == (1280,)
-        assert known.rename(TEXT, "kohya") == TEXT.replace("te_", "te2_")
+        assert known.spelled(TEXT, "kohya") == (Part(TEXT.replace("te_", "te2_")),)
         stored = known.fetch(TEXT, "weight")
         assert stored.shape == (1280, 1280)
         assert known.record()["file"] == "base.safetensors"

@@ -6,7 +6,7 @@ import pytest
 from checkpoint_shapes import Shapes, clip, flux, flux_checkpoint, sd15, sdxl, t5
 
 from lycoris_algos.model_files import CheckpointIndex, LayerIndex, Spots, index_checkpoint
-from lycoris_algos.network.convert import WRITABLE
+from lycoris_algos.network.respelling import WRITABLE
 
 CHECKPOINTS = {
     "SD 1.5": sd15(),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import lycoris_algos
 from lycoris_algos import AdapterSet, BadValueError, NoSpellingError, convert
-from lycoris_algos.network import to_tensors
+from lycoris_algos.network import Part, to_tensors
 
 PATHS = {
     "kohya": "lora_unet_down_blocks_0_attentions_0_to_q",
@@ -38,8 +38,8 @@ class OneLayer:
     def is_text(self, layer: str) -> bool:
         return False
 
-    def rename(self, layer: str, dialect: str) -> str | None:
-        return PATHS[dialect]
+    def spelled(self, layer: str, dialect: str) -> tuple[Part, ...]:
+        return (Part(PATHS[dialect]),)
 
 
 def deltas(own: AdapterSet, case: Case) -> list[np.ndarray]:
