@@ -157,13 +157,18 @@ def _spot_of(target: Target) -> Spot:
 
 
 def _model_paths(core: dict[str, Target], inside: dict[str, Shape]) -> Paths:
-    """ComfyUI's and diffusers' paths; of the latter, what core knows counts first."""
+    """ComfyUI's and diffusers' paths; the latter as core has them for families that are unknown here.
+
+    Core also has other programs' names under diffusers' prefix, and several for one layer.
+    """
+    paths = model_paths_of(inside, _MODEL)
+    if paths.diffusers:
+        return paths
     named = ((name, target) for name, target in core.items() if name.startswith(("unet.", "transformer.")))
     known: dict[Spot, str] = {}
     for name, target in named:
         known.setdefault(_spot_of(target), _projection(name))
-    paths = model_paths_of(inside, _MODEL)
-    return replace(paths, diffusers={**paths.diffusers, **known})
+    return replace(paths, diffusers=known)
 
 
 def _projection(name: str) -> str:

@@ -15,7 +15,12 @@ import torch
 from families import SUBJECTS, File, Layer, Subject, key_of
 from torch import Tensor
 
-DIALECTS = ("kohya", "comfy", "diffusers", "peft")
+PREFIXES = {
+    "kohya": ("lora_unet_",),
+    "comfy": ("diffusion_model.",),
+    "diffusers": ("transformer.", "unet."),
+    "peft": ("base_model.model.",),
+}
 #: Files of a family in the model's own names, and in diffusers'.
 SOURCES = ("ai-toolkit", "ComfyUI", "diffusers, SimpleTuner", "diffusers")
 MODELS = [subject for subject in SUBJECTS if not subject.text]
@@ -58,7 +63,12 @@ def source_of(file: File, shapes: Any) -> tuple[dict[str, Tensor], Changes]:
     tensors: dict[str, Tensor] = {}
     changes: Changes = {}
     kinds: dict[str, str] = {}
+    places = set()
     for name, layer in file.layers.items():
+        place = (layer.native, layer.rows)
+        if place in places:
+            continue  # ComfyUI has two names in diffusers for it
+        places.add(place)
         if kinds.setdefault(re.sub(r"\d+", "*", name, count=1), name) != name:
             continue
         key = key_of(layer, shapes)
@@ -123,7 +133,7 @@ def assert_same(got: Changes, wanted: Changes) -> None:
         assert (got[key] - change).norm() <= 1e-4 * change.norm(), key
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", PREFIXES)
 @pytest.mark.parametrize("subject", MODELS, ids=[subject.title for subject in MODELS])
 def test_what_is_written_changes_the_same(subject: Subject, dialect: str, own: SimpleNamespace) -> None:
     model, shapes = families.load(subject), families.shapes_of(subject)
@@ -133,19 +143,14 @@ def test_what_is_written_changes_the_same(subject: Subject, dialect: str, own: S
         tensors, wanted = source_of(file, shapes)
         adapters = own.library.from_tensors(tensors, name=file.trainer)
         known = own.combining.HostModel(model, None, [adapters])
-        nameless = [layer for layer in adapters if not known.spelled(layer, dialect)]
-        if nameless:
+        others = [layer for layer in adapters if not layer.startswith(PREFIXES[dialect])]
+        if not all(known.spelled(layer, dialect) for layer in others):
             with pytest.raises(own.library.NoSpellingError):
                 own.library.convert(adapters, dialect=dialect, known=known)
             assert dialect in ("diffusers", "peft")
             continue
         converted = own.library.convert(adapters, dialect=dialect, known=known)
-        assert {name.split("_")[0].split(".")[0] for name in converted} <= {
-            "kohya": {"lora"},
-            "comfy": {"diffusion"},
-            "diffusers": {"transformer", "unet"},
-            "peft": {"base"},
-        }[dialect]
+        assert all(name.startswith(PREFIXES[dialect]) for name in converted)
         written = own.to_tensors(converted)
         back = own.library.from_tensors(written, converted.metadata, name="written")
         assert_same(pack_changes(back, model, own, shapes), wanted)
