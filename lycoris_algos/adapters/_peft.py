@@ -11,15 +11,17 @@ import torch
 from ._base import Algorithm, scale
 from ._trained import PeftReading, PeftSettings
 
+_IGNORED = "alpha as the file's tensors say; PEFT's configuration says another, which is ignored"
 _A = TypeVar("_A", bound=Algorithm)
 
 
 def scaled_by_peft(algorithm: Algorithm, settings: PeftSettings) -> PeftReading:
     """``algorithm`` with the alpha of PEFT's configuration, where its file has none."""
     fields: Any = algorithm
-    if fields.alpha is not None:
-        return PeftReading(algorithm)
     alpha = settings.of_layer("alpha_pattern", "lora_alpha", "alpha")
+    if fields.alpha is not None:
+        ignored = alpha is not None and not math.isclose(alpha, fields.alpha, rel_tol=1e-2)
+        return PeftReading(algorithm, _IGNORED if ignored else "")
     # PEFT divides by the rank it was asked for, also where a LoKr has no low-rank factor to tell it.
     rank = algorithm.rank or settings.of_layer("rank_pattern", "r")
     if alpha is None or not rank:

@@ -57,6 +57,7 @@ def text_paths(layer: str) -> Iterator[str]:
 
 
 encoder_number = _paths.encoder_number
+tails = _paths.tails
 
 __all__ = [
     "DIALECTS",
@@ -70,5 +71,6 @@ __all__ = [
     "is_text_layer",
     "model_paths",
     "split_key",
+    "tails",
     "text_paths",
 ]

@@ -9,6 +9,19 @@ from ._base import Dialect
 
 # Prefixes that may stand one before the other. Programs write two at most: one around a name of another.
 _MOST_PREFIXES = 4
+# Words of a prefix, at most.
+_MOST_WORDS = 6
+# Words that are no prefix: in flattened names what stands before "blocks" or "layers", in dotted ones modules
+# with blocks of their own.
+_LISTS = {
+    "_": re.compile(
+        "single|double|joint|down|up|mid|middle|input|output|transformer|stream|noise|context|refiner|vace"
+        "|control|encoder|decoder|text|vision|self|adapter"
+    ),
+    ".": re.compile(r"(\w*_)?(adapter|refiner|encoder|decoder|control|controlnet|vision|audio)"),
+}
+# diffusers' attention processors of a text encoder, whose projections are called otherwise.
+_TEXT_PROCESSOR = re.compile(r"(.*self_attn[._])to_(q|k|v|out)", re.DOTALL)
 _TEXT_NUMBER = re.compile(r"lora_te(\d)_|text_encoder_(\d)\.")
 
 
@@ -31,6 +44,11 @@ def text_paths(layer: str, dialects: Sequence[Dialect], prefixes: int = _MOST_PR
     off.
     """
     yield layer
+    if layer.endswith("_"):
+        yield layer.rstrip("_")
+    projection = _TEXT_PROCESSOR.fullmatch(layer)
+    if projection:
+        yield f"{projection[1]}{projection[2]}_proj"
     for dialect in dialects if prefixes else ():
         for prefix, own in dialect.text_prefixes.items():
             if layer.startswith(prefix) and own != prefix:
@@ -46,9 +64,25 @@ def encoder_number(layer: str) -> int | None:
     return int(match[1] or match[2]) if match else None
 
 
+def tails(layer: str) -> Iterator[str]:
+    """``layer`` without its first word, first two words and so on: the longest first, for unknown prefixes.
+
+    A prefix has no number of a block, and does not end within the name of a list of blocks.
+    """
+    separator = "." if layer.count(".") > 1 else "_"
+    words = layer.split(separator, _MOST_WORDS + 1)
+    for word, following, count in zip(words, words[1:], range(1, len(words)), strict=False):
+        if following.isdigit():
+            return
+        if not _LISTS[separator].fullmatch(word):
+            yield separator.join(words[count:])
+
+
 def _varied(path: str) -> Iterator[str]:
     """``path`` without attention processors, which wrapped the projections that they are named after."""
     plain = path.replace(".processor.", ".")
     yield plain
     if plain != path and plain.endswith(".to_out"):
         yield f"{plain}.0"
+    if path.endswith("_"):  # some converters leave one
+        yield path.rstrip("_")

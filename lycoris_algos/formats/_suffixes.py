@@ -18,6 +18,9 @@ _SPELLINGS = {
     # Mochi
     "lora_A": "lora_down.weight",
     "lora_B": "lora_up.weight",
+    # hand-made files
+    "lora_down": "lora_down.weight",
+    "lora_up": "lora_up.weight",
     # diffusers before PEFT
     "lora.down.weight": "lora_down.weight",
     "lora.up.weight": "lora_up.weight",
@@ -36,8 +39,12 @@ WEAK_SUFFIXES = frozenset({"weight", "scale", "magnitude"})
 #: Dots within the longest spelling of a suffix, at most.
 MOST_DOTS = 5
 
-# The name of the adapter, which PEFT leaves in a raw dump of its modules.
+# The name of the adapter, which PEFT leaves in a raw dump of its modules: mostly "default".
 _ADAPTER_NAME = re.compile(r"\.default(?:_\d+)?(?=\.weight$|\.bias$|$)")
+_NAMED_ADAPTER = re.compile(
+    r"(\.(?:lora_(?:embedding_)?[AB]|lora_magnitude_vector|(?:oft|boft|hada|lokr|ia3|hra|miss)_\w+))"
+    r"\.(?!weight$|bias$)[^.]+(?=\.weight$|\.bias$|$)"
+)
 # Adapters of attention processors: the suffix is glued to the projection's name, or (XLabs) to a number.
 _GLUED = re.compile(r"(.*[^.])_lora\.(down|up)\.weight", re.DOTALL)
 _NUMBERED = re.compile(r"(.*\.processor\.\w+_lora[12])\.(down|up)\.weight", re.DOTALL)
@@ -49,7 +56,10 @@ def split_key(key: str, suffixes: Collection[str]) -> tuple[str, str] | None:
     Both halves may hold dots, of which a suffix has few, so it is cut at the longest suffix that is among
     ``suffixes``. ``WEAK_SUFFIXES`` do not count.
     """
-    plain = _ADAPTER_NAME.sub("", key)
+    return _split(_ADAPTER_NAME.sub("", key), suffixes) or _split(_NAMED_ADAPTER.sub(r"\1", key), suffixes)
+
+
+def _split(plain: str, suffixes: Collection[str]) -> tuple[str, str] | None:
     glued = _GLUED.fullmatch(plain) or _NUMBERED.fullmatch(plain)
     if glued and f"lora_{glued[2]}.weight" in suffixes:
         return glued[1], f"lora_{glued[2]}.weight"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import starmap
 
 from torch import Tensor
@@ -109,6 +109,20 @@ def unmatched_lines(unmatched: Iterable[Unmatched]) -> list[str]:
         lines.append(f"  - {'' if count == 1 else f'{count}× '}{name}: {plain_line(family[1], _MAX_REASON)}")
     more = len(families) - len(lines)
     return [*lines, f"  … and {more} more"] if more else lines
+
+
+def unread_lines(name: str, unread: Sequence[Unmatched], what: str) -> list[str]:
+    """What nothing here reads of the file ``name``; ``what`` says what becomes of it: "not in the result"."""
+    if not unread:
+        return []
+    count = _plural(len(unread), "tensor")
+    return [f"{count} of {quoted(name)} that nothing here reads: {what}", *unmatched_lines(unread)]
+
+
+def doubled_lines(doubled: Iterable[Unmatched]) -> list[str]:
+    """The layers that change the same weight as others of their file, and what was done about it."""
+    lines = unmatched_lines(doubled)
+    return ["some layers of this file change the same weight:", *lines] if lines else []
 
 
 def _values(name: str, counts: Counter[float]) -> str:

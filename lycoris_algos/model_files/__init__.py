@@ -1,10 +1,11 @@
 """Models, as files or loaded: which of their weights the layer names of adapters mean.
 
 One file per concern: ``places`` where numbers are, ``names`` what a path may mean, ``layers`` one half of a
-model (its diffusion model, or its text encoders), ``index`` both halves, ``spelling`` from places back to
-names. Of files: ``checkpoint`` their index, ``unet`` and ``text_encoders`` what they call their layers,
-``storage`` how they store weights, ``fingerprint`` what tells them apart. ``known`` is what a whole model
-answers to those who combine or save adapters, ``base_file`` one that is read from its file.
+model (its diffusion model, or its text encoders), ``index`` both halves, ``overlaps`` which layers of a file
+meet there, ``spelling`` from places back to names. Of files: ``checkpoint`` their index, ``unet`` and
+``text_encoders`` what they call their layers, ``storage`` how they store weights, ``fingerprint`` what tells
+them apart. ``known`` is what a whole model answers to those who combine or save adapters, ``base_file`` one
+that is read from its file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .index import Found, ModelIndex, Placement
 from .known import IndexedModel, KnownModel, WeightsInMemory
 from .layers import LayerIndex, Paths, UnsuitableError
 from .names import NameIndex
+from .overlaps import Overlaps, overlap
 from .places import Shape, Spot, Spots, family_spot
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "LayerIndex",
     "ModelIndex",
     "NameIndex",
+    "Overlaps",
     "Paths",
     "Placement",
     "Shape",
@@ -38,4 +41,5 @@ __all__ = [
     "index_checkpoint",
     "index_header",
     "model_record",
+    "overlap",
 ]

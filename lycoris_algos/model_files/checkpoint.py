@@ -40,9 +40,15 @@ class CheckpointIndex(ModelIndex[LayerIndex]):
         return " and ".join(words for half, words in halves if half is not None) or "no model"
 
 
-# Where a checkpoint keeps its diffusion model: the first of these below which there is enough of one.
-_MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "net.", "model.")
-_ENOUGH = 5
+# Where a checkpoint keeps its diffusion model: the first of these with more keys than that. Some of the words
+# may mean something else in a file that has few.
+_MODEL_PREFIXES = {
+    "model.diffusion_model.": 0,
+    "diffusion_model.": 0,
+    "model.model.": 5,
+    "net.": 5,
+    "model.": 5,
+}
 _VAE = re.compile(r"(first_stage_model|vae|pretransform)\.")
 # What a file without a prefix for its diffusion model may hold besides it.
 _OTHER = re.compile(
@@ -133,8 +139,8 @@ def _without_biases(shapes: Shapes) -> Shapes:
 def _model_prefix(shapes: Shapes, parts: Mapping[str, str]) -> str | None:
     """What the diffusion model's keys begin with; "" if they are bare, None if there is no such model."""
     rest = [key for key in shapes if key not in parts]
-    for prefix in _MODEL_PREFIXES:
-        if sum(key.startswith(prefix) for key in rest) > _ENOUGH:
+    for prefix, more_than in _MODEL_PREFIXES.items():
+        if sum(key.startswith(prefix) for key in rest) > more_than:
             return prefix
     bare = any(len(shapes[key]) >= 2 and not _OTHER.match(key) for key in rest)
     return "" if bare else None

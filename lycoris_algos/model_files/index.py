@@ -6,16 +6,17 @@ says is looked at first, and is what a layer belongs to of which nothing is know
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
 from ..errors import LycorisError, ShapeMismatchError
 from ..formats import is_text_layer
-from ..network import Unmatched
+from ..network import AdapterSet, Unmatched
 from ..text import Brief
 from .layers import LayerIndex
+from .overlaps import overlaps
 from .places import Spots
 
 L = TypeVar("L", bound=LayerIndex)
@@ -24,9 +25,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Found(Brief, Generic[L, T]):
-    """A meaning of a layer's name that was taken: the half of the model, and what was made of it there."""
+    """A meaning of a layer's name that was taken: where in the model, and what was made of it there."""
 
     half: L
+    spots: Spots
     made: T
 
     @property
@@ -37,11 +39,15 @@ class Found(Brief, Generic[L, T]):
 
 @dataclass(frozen=True, eq=False)
 class Placement(Brief, Generic[L, T]):
-    """What became of layers. ``left_out`` are those of a half that is not there: is it the text encoders?"""
+    """What became of layers. ``left_out`` are those of a half that is not there: is it the text encoders?
+
+    ``doubled`` says of layers that change the same weight as others of their file what was done about it.
+    """
 
     placed: Mapping[str, Found[L, T]]
     unmatched: tuple[Unmatched, ...]
     left_out: Mapping[str, bool]
+    doubled: tuple[Unmatched, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +76,7 @@ class ModelIndex(Brief, Generic[L]):
         reason = ""
         for half, spots in self.meanings(layer):
             try:
-                return Found(half, attempt(half, spots))
+                return Found(half, spots, attempt(half, spots))
             except ShapeMismatchError as error:
                 reason = reason or f"{error}: it was trained for another model"
             except LycorisError as error:
@@ -80,12 +86,15 @@ class ModelIndex(Brief, Generic[L]):
         by_name = self.half(is_text_layer(layer))
         return None if by_name is None else f"{by_name.what} has no such layer"
 
-    def place(self, layers: Iterable[str], attempt: Callable[[str, L, Spots], T]) -> Placement[L, T]:
-        """``first`` for each of ``layers``, which ``attempt`` is told as well."""
+    def place(self, adapters: AdapterSet, attempt: Callable[[str, L, Spots], T]) -> Placement[L, T]:
+        """``first`` for each layer of ``adapters``, which ``attempt`` is told as well.
+
+        A weight that several of them change is changed by those that ``overlaps`` chooses.
+        """
         placed: dict[str, Found[L, T]] = {}
         unmatched: list[Unmatched] = []
         left_out: dict[str, bool] = {}
-        for layer in layers:
+        for layer in adapters:
             place = self.first(layer, partial(attempt, layer))
             if isinstance(place, Found):
                 placed[layer] = place
@@ -93,4 +102,6 @@ class ModelIndex(Brief, Generic[L]):
                 left_out[layer] = is_text_layer(layer)
             else:
                 unmatched.append(Unmatched(layer, place))
-        return Placement(placed, tuple(unmatched), left_out)
+        meeting = overlaps(adapters, {layer: (place.half, place.spots) for layer, place in placed.items()})
+        used = {layer: place for layer, place in placed.items() if layer not in meeting.unused}
+        return Placement(used, tuple(unmatched), left_out, meeting.notes)

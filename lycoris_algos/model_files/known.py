@@ -17,6 +17,7 @@ from ..network import AdapterSet, Part
 from ..ops.rows import stacked
 from ..text import Brief
 from .index import Found, L, ModelIndex
+from .overlaps import Overlaps, overlaps
 from .places import Shape, Spot, Spots
 
 
@@ -38,6 +39,10 @@ class KnownModel(ABC):
     def is_text(self, layer: str) -> bool:
         """Whether ``layer`` is one of a text encoder: by what it means, else as its name's dialect says."""
         return is_text_layer(layer)
+
+    def overlaps(self, adapters: AdapterSet) -> Overlaps:
+        """Which layers of ``adapters`` change the same weight as others of them, as far as that is known."""
+        return Overlaps()
 
     def spelled(self, layer: str, dialect: str) -> tuple[Part, ...] | None:
         """``layer`` as ``dialect`` spells it, in parts where that has other layers.
@@ -100,6 +105,10 @@ class IndexedModel(KnownModel, Generic[L]):
     def is_text(self, layer: str) -> bool:
         place = self._find(layer)
         return is_text_layer(layer) if place is None else place.is_text
+
+    def overlaps(self, adapters: AdapterSet) -> Overlaps:
+        places = {layer: place for layer in adapters if (place := self._find(layer)) is not None}
+        return overlaps(adapters, {layer: (place.half, place.spots) for layer, place in places.items()})
 
     def spelled(self, layer: str, dialect: str) -> tuple[Part, ...] | None:
         place = self._find(layer)

@@ -7,19 +7,23 @@ means all of them; pieces that the model stores as one are parts of that.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ..adapters import LayerAdapter
-from ..errors import LycorisError
-from ..formats import encoder_number, model_paths, text_paths
+from ..errors import LycorisError, ShapeMismatchError
+from ..formats import encoder_number, is_text_layer, model_paths, tails, text_paths
 from ..models import split_names
 from ..network import Part
 from ..text import Brief
 from .names import NameIndex, flattened
 from .places import AdapterRows, Shape, Spot, Spots, pieces_of, row_ranges, stored_rows
 from .spelling import model_name, text_name
+
+# The number of a block.
+_NUMBER = re.compile(r"(?:^|[._])\d+[._]")
 
 
 class UnsuitableError(LycorisError):
@@ -70,6 +74,17 @@ class LayerIndex(Brief):
                 known = tuple(spot for spot in pieces if spot is not None)
                 if len(known) == len(pieces) and self.shape(known) is not None:
                     yield self._joined(known)
+        if not spots and is_text_layer(layer) == self.is_text:
+            yield from self._by_tail(layer)
+
+    def _by_tail(self, layer: str) -> Iterator[Spots]:
+        """What ``layer`` means without an unknown prefix: its longest tail that names a layer of a block."""
+        for tail in tails(layer):
+            spots = self._preferred(layer, self.names.look_up(tail)) if _NUMBER.search(tail) else ()
+            known = [(spot,) for spot in spots if self.shape((spot,)) is not None]
+            if known:
+                yield from known
+                return
 
     def shape(self, spots: Spots) -> Shape | None:
         """The shape of ``spots`` laid one below the other; None if one is not there, or they do not match."""
@@ -134,7 +149,13 @@ class LayerIndex(Brief):
 
     def check_weight(self, adapter: LayerAdapter, spots: Spots) -> None:
         """The same of the weight alone."""
-        adapter.fits(self.shape(spots) or ())
+        shape = self.shape(spots) or ()
+        try:
+            adapter.fits(shape)
+        except ShapeMismatchError as error:
+            if len(shape) == 2 and adapter.matrix_shape == (shape[0], 2 * shape[1]):
+                raise ShapeMismatchError(f"{error}, half as wide, as for control adapters") from error
+            raise
         if adapter.needs_weight and any(spot.function is not None for spot in spots):
             titles = " + ".join(adapter.titles)
             raise UnsuitableError(

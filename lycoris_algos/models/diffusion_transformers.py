@@ -231,7 +231,7 @@ PIXART = Family(
             }
         ),
     ),
-    signs=(r"blocks_\d+_cross_attn_(kv|q)_linear$", r"adaln_single_", r"y_embedder_y_proj_"),
+    signs=(r"blocks_\d+_cross_attn_(kv|q)_linear$", r"y_embedder_y_proj_"),
     labels=("pixart",),
 )
 

@@ -97,7 +97,6 @@ FLUX = Family(
         r"double_blocks_\d+_(img|txt)_(attn|mlp|mod)",
         r"single_blocks_\d+_(linear|modulation)",
         r"single_transformer_blocks_\d+_(attn_to_|proj_|norm_linear)",
-        r"transformer_blocks_\d+_(ff_context|norm1_context|attn_(to_add|add))",
     ),
     labels=("flux-1", "flux1", "flux.1"),
 )
@@ -147,6 +146,11 @@ FLUX_2 = Family(
             )
         ),
     ),
-    signs=(r"(double|single)_stream_modulation_?", r"attn_to_qkv_mlp_proj", r"ff_context_linear_(in|out)"),
+    signs=(
+        r"(double|single)_stream_modulation_?",
+        r"attn_to_qkv_mlp_proj",
+        r"ff_context_linear_(in|out)",
+        r"single_(transformer_)?blocks_4[0-7]_",  # Flux has 38 of them
+    ),
     labels=("flux-2", "flux2", "flux.2"),
 )

@@ -7,7 +7,7 @@ not tell apart, so there is no rule for it.
 
 from __future__ import annotations
 
-from ._base import QKV, Family, Rule, aliases, fused, renamed
+from ._base import QKV, QKV_MLP, Family, Rule, aliases, fused, renamed
 from .flux import BLOCKS, OUTPUT, embedder
 
 _REFINER = "txt_in.individual_token_refiner.blocks.{}."
@@ -38,6 +38,22 @@ _TENCENT = (
         for stream in ("img", "txt")
         for short, own in (("q", "query_norm.scale"), ("k", "key_norm.scale"))
     ),
+    # Trained with the fused layers apart: musubi-tuner's HunyuanVideo 1.5, HunyuanImage 2.1.
+    *(
+        rule
+        for stream in ("img", "txt")
+        for rule in fused(
+            f"double_blocks.{{}}.{stream}_attn.qkv",
+            [f"double_blocks.{{}}.{stream}_attn_{part}" for part in "qkv"],
+            QKV,
+        )
+    ),
+    *fused(
+        "single_blocks.{}.linear1",
+        [f"single_blocks.{{}}.linear1_{part}" for part in ("q", "k", "v", "mlp")],
+        QKV_MLP,
+    ),
+    *fused(f"{_REFINER}self_attn.qkv", [f"{_REFINER}self_attn_{part}" for part in "qkv"], QKV),
     Rule("single_blocks.{}.modulation.linear", "single_blocks.{}.modulation.lin"),
     Rule("single_blocks.{}.q_norm", "single_blocks.{}.norm.query_norm.scale"),
     Rule("single_blocks.{}.k_norm", "single_blocks.{}.norm.key_norm.scale"),
@@ -75,7 +91,9 @@ FAMILY = Family(
     signs=(
         r"individual_token_refiner_",
         r"token_refiner_refiner_blocks_",
-        r"double_blocks_\d+_(img|txt)_(mlp_fc\d|mod_linear)",
+        r"double_blocks_\d+_(img|txt)_(mlp_fc\d|mod_linear|attn_[qkv]$)",
+        r"single_blocks_\d+_linear1_(q|k|v|mlp)$",
+        r"double_blocks_(19|[2-5]\d)_|single_blocks_3[89]_",  # Flux has 19 and 38 of them
     ),
     labels=("hunyuan",),
 )

@@ -57,7 +57,7 @@ LUMINA_2 = Family(
             }
         ),
     ),
-    signs=(r"(layers|noise_refiner|context_refiner)_\d+_(attn|attention|feed_forward|adaLN_modulation)_",),
+    signs=(r"(layers|noise_refiner|context_refiner)_\d+_(attention_(qkv|out)$|adaLN_modulation_)",),
     labels=("lumina",),
 )
 

@@ -10,7 +10,7 @@ SDXL = Family(
     name="sdxl",
     title="SDXL",
     signs=(
-        rf"(input_blocks_[4578]|output_blocks_[0-5]|middle_block)_1_{_ATTENTION}",
+        r"(input_blocks_\d+|output_blocks_\d+|middle_block)_1_transformer_blocks_[1-9]\d*_",
         r"(down_blocks|up_blocks)_\d+_attentions_\d+_transformer_blocks_[1-9]\d*_",
         r"mid_block_attentions_0_transformer_blocks_[1-9]\d*_",
     ),
@@ -24,7 +24,7 @@ SD15 = Family(
         rf"(down_blocks|up_blocks)_\d+_attentions_\d+_{_ATTENTION}",
         rf"mid_block_attentions_0_{_ATTENTION}",
         r"(down_blocks|up_blocks|mid_block)_.*resnets_\d+_",
-        rf"(input|output)_blocks_\d+_1_{_ATTENTION}",
+        rf"(input_blocks_\d+|output_blocks_\d+|middle_block)_1_{_ATTENTION}",
     ),
     labels=("stable-diffusion-v1", "stable-diffusion-v2", "sd_v1", "sd_v2"),
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ._base import Family, Rule, renamed
 
-_BLOCK = ("blocks.{}.", "blocks.{}.")
+# Those of VACE have the same layers, and two more.
+_BLOCKS = ("blocks.{}.", "vace_blocks.{}.")
 _ATTENTION = {
     "to_q": "q",
     "to_k": "k",
@@ -23,18 +24,27 @@ FAMILY = Family(
     marks=("patch_embedding.weight", "blocks.0.self_attn.q.weight", "blocks.0.cross_attn.q.weight"),
     rules=(
         *(
-            Rule(f"blocks.{{}}.{other}.{name}", f"blocks.{{}}.{own}.{path}")
+            Rule(f"{block}{other}.{name}", f"{block}{own}.{path}")
+            for block in _BLOCKS
             for other, own in (("attn1", "self_attn"), ("attn2", "cross_attn"))
             for name, path in _ATTENTION.items()
         ),
+        *(
+            rule
+            for block in _BLOCKS
+            for rule in renamed(
+                {
+                    "ffn.net.0.proj": "ffn.0",
+                    "ffn.net.2": "ffn.2",
+                    "norm2": "norm3",  # the norm before the cross-attention; neither has another with weights
+                    "scale_shift_table": "modulation",
+                },
+                within=(block, block),
+            )
+        ),
         *renamed(
-            {
-                "ffn.net.0.proj": "ffn.0",
-                "ffn.net.2": "ffn.2",
-                "norm2": "norm3",  # the norm before the cross-attention; neither has another with weights
-                "scale_shift_table": "modulation",
-            },
-            within=_BLOCK,
+            {"proj_in": "before_proj", "proj_out": "after_proj"},
+            within=("vace_blocks.{}.", "vace_blocks.{}."),
         ),
         *renamed(
             {
@@ -54,7 +64,7 @@ FAMILY = Family(
     ),
     signs=(
         r"blocks_\d+_(self_attn|cross_attn)_(q|k|v|o|k_img|v_img)$",
-        r"blocks_\d+_attn[12]_(to_|add_)",
+        r"blocks_\d+_attn2_(add_|norm_added_)",
         r"blocks_\d+_ffn_(\d|net_)",
     ),
     labels=("wan",),

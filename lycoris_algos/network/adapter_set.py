@@ -26,7 +26,8 @@ class AdapterSet(Brief, Mapping[str, LayerAdapter]):
     ``unmatched`` names every key that no algorithm could use. ``dialect`` is the name of the spelling that
     most layers follow. ``name`` is what messages call the file. ``notes`` say what is unusual about it, and
     what was done about that. ``embeddings`` are vectors for words of a prompt that came with the file, by
-    name and by what they are for (bundles.py).
+    name and by what they are for (bundles.py). ``unread`` are the tensors of ``unmatched``, which are written
+    again as they were.
     """
 
     layers: Mapping[str, LayerAdapter]
@@ -36,6 +37,7 @@ class AdapterSet(Brief, Mapping[str, LayerAdapter]):
     name: str = "adapter"
     notes: tuple[str, ...] = ()
     embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    unread: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"AdapterSet({quoted(self.name)}, {self.dialect}, {len(self)} layers)"
@@ -54,4 +56,4 @@ class AdapterSet(Brief, Mapping[str, LayerAdapter]):
         """Bytes of all tensors."""
         layers = sum(layer.size_bytes for layer in self.layers.values())
         vectors = (tensor for parts in self.embeddings.values() for tensor in parts.values())
-        return layers + sum(tensor.numel() * tensor.itemsize for tensor in vectors)
+        return layers + sum(value.numel() * value.itemsize for value in (*vectors, *self.unread.values()))

@@ -13,13 +13,13 @@ from .bundles import embedding_tensors
 
 
 def to_tensors(adapter_set: AdapterSet) -> dict[str, Tensor]:
-    """{key: tensor} as a file holds them: the set's own layer names, in their dialect; and embeddings."""
+    """{key: tensor} as a file holds them: the set's own layer names, in their dialect; the rest untouched."""
     layers = {
         dialect_of(layer).render(layer, suffix): value
         for layer, adapter in adapter_set.items()
         for suffix, value in adapter.to_tensors().items()
     }
-    return layers | embedding_tensors(adapter_set.embeddings)
+    return {**adapter_set.unread, **layers, **embedding_tensors(adapter_set.embeddings)}
 
 
 def content_hash(adapter_set: AdapterSet) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..adapters import LayerAdapter, known_suffixes, suffixes_beside
 from ..errors import LycorisError, NotAnAdapterError
-from ..formats import canonical_suffix, common_dialect, split_key
+from ..formats import UNKNOWN, canonical_suffix, common_dialect, dialect_of, split_key
 from ..io import read_tensors
 from ..text import quoted
 from .adapter_set import AdapterSet, Unmatched
@@ -54,6 +54,11 @@ _OTHER_FILES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+# What only adapters have, whatever their names.
+_ADAPTER_WORD = re.compile(r"(^|[._])(loras?|lora_[A-Za-z]+|hada|lokr|loha|glora|oft|boft|ia3|dora)([._]|$)")
+# What PEFT wraps a module in that it trains whole, and the name of the adapter.
+_PEFT_BIAS = re.compile(r"\.lora_B(\.[^.]+)?\.bias$")
+_MODULES_TO_SAVE = re.compile(r"\.modules_to_save(\.[^.]+)?(?=\.weight$)")
 # PEFT's own file name; what it stores means little without the adapter_config.json beside it.
 _PEFT_STEM = "adapter_model"
 
@@ -88,7 +93,8 @@ def from_tensors(
 ) -> AdapterSet:
     """Builds an ``AdapterSet`` from {key: tensor} as a file holds them. Raises as ``load`` does."""
     try:
-        embeddings, others, unmatched = take_embeddings(plain(tensors))
+        source = plain(tensors)
+        embeddings, others, unmatched = take_embeddings(source)
     except LycorisError as error:
         raise error.with_context(f"file {quoted(name)}") from error
     known = known_suffixes()
@@ -112,7 +118,8 @@ def from_tensors(
     except LycorisError as error:
         raise error.with_context(f"file {quoted(name)}") from error
     dialect = common_dialect(layers).name
-    return AdapterSet(layers, tuple(unmatched), described, dialect, name, notes, embeddings)
+    unread = {item.key: source[item.key] for item in unmatched if item.key in source}
+    return AdapterSet(layers, tuple(unmatched), described, dialect, name, notes, embeddings, unread)
 
 
 def _group(
@@ -129,14 +136,29 @@ def _group(
             grouped[pieces[0]].append(_Stored(key, pieces[1], value))
     strangers: list[Unmatched] = []
     owners = _owners(rest, grouped)
+    dialects = {dialect_of(layer).name for layer in grouped} - {UNKNOWN.name}
     for key in rest:  # a weak suffix, or an unknown tensor, which spoils its layer: see _usable
         owner = owners.get(key)
-        if owner is None:
+        layer = _of_whole_weight(key, tensors[key], dialects) if owner is None else None
+        if layer is not None:
+            grouped[layer].append(_Stored(key, "set_weight", tensors[key]))
+        elif owner is None:
             strangers.append(Unmatched(key, "no known algorithm stores a tensor of this name"))
         else:
             suffix = canonical_suffix(key[len(owner) + 1 :])
             grouped[owner].append(_Stored(key, suffix, tensors[key]))
     return grouped, strangers
+
+
+def _of_whole_weight(key: str, value: Tensor, dialects: Set[str]) -> str | None:
+    """The layer whose whole weight ``key`` is, beside adapters in ``dialects``; None if it is none.
+
+    PEFT stores layers that were trained whole (``modules_to_save``) under their own names, and so does
+    diffusers with norms.
+    """
+    layer = _MODULES_TO_SAVE.sub("", key).removesuffix(".weight")
+    is_weight = key.endswith(".weight") and value.dtype.is_floating_point and value.dim() > 0
+    return layer if is_weight and dialect_of(layer).name in dialects else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +202,18 @@ def _usable(stored: list[_Stored], known: Set[str], unmatched: list[Unmatched]) 
         key = next(item.key for item in stored if item.suffix == "alpha")
         unmatched.append(Unmatched(key, "nothing in this layer is scaled by an alpha"))
         del own["alpha"]
+    _scale_bias(stored, own)
     return own
+
+
+def _scale_bias(stored: list[_Stored], own: dict[str, Tensor]) -> None:
+    """Scales a bias of PEFT's ``lora_B`` as its weight is: by alpha/rank; ``diff_b`` is never scaled."""
+    down, alpha = own.get("lora_down.weight"), own.get("alpha")
+    if alpha is None or alpha.numel() != 1 or down is None or not down.dim() or not len(down):
+        return
+    for item in stored:
+        if item.suffix == "diff_b" and _PEFT_BIAS.search(item.key):
+            own["diff_b"] = (item.tensor.float() * (float(alpha) / len(down))).to(item.tensor.dtype)
 
 
 def _no_adapter(
@@ -188,6 +221,9 @@ def _no_adapter(
 ) -> str:
     if not tensors:
         return f"file {quoted(name)} is empty: it holds no tensors. Download or export it again"
+    if "lora_controlnet" in tensors:
+        return f"file {quoted(name)} is a ControlLoRA: load it with Load ControlNet Model"
+    is_adapter = is_adapter or any(_ADAPTER_WORD.search(key) for key in tensors)
     for what, advice, pattern in () if is_adapter else _OTHER_FILES:
         if any(re.match(pattern, key) for key in tensors):
             return f"file {quoted(name)} is {what}, not a LyCORIS or LoRA file: {advice}"

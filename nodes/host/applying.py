@@ -6,21 +6,21 @@ made; the inputs are never touched. A strength of 0 adds no patch, so that every
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from ...lycoris_algos import AdapterSet, NoMatchError, Unmatched
-from ...lycoris_algos.inspection import algorithm_lines, unmatched_lines
+from ...lycoris_algos.inspection import algorithm_lines, doubled_lines, unmatched_lines
 from ...lycoris_algos.io import base_model
-from ...lycoris_algos.model_files import ModelIndex
+from ...lycoris_algos.model_files import ModelIndex, overlap
 from ...lycoris_algos.models import identify
 from ...lycoris_algos.network import Stack, StackEntry
 from ...lycoris_algos.text import Brief, as_report, capped, listed, quoted
 from .embeddings import FileWords, fit_words, with_words
-from .keymap import Targets, known_layers
+from .keymap import Target, Targets, key_and_part, known_layers
 from .matching import Match, Placed, match, patches, placed_in
 
 
@@ -152,12 +152,18 @@ def _meeting_lines(*wired: tuple[Targets | None, Sequence[tuple[Sequence[Placed]
         if targets is None:
             continue
         applied = [item for placed, multiplier in files if multiplier != 0.0 for item in placed]
-        counts = Counter(item.weight for item in applied)
+        counts = Counter(item.weight for item in applied if item.weight is not None)
+        at: dict[str, list[Target]] = defaultdict(list)
+        for weight in counts:
+            at[key_and_part(weight)[0]].append(weight)
         dependent = {item.weight: item.layer for item in applied if item.adapter.needs_weight}
         for weight, layer in dependent.items():
-            if counts[weight] > 1:
+            if weight is None:
+                continue
+            key, part = key_and_part(weight)
+            if sum(counts[other] for other in at[key] if overlap(part, key_and_part(other)[1])) > 1:
                 meetings.append(Unmatched(layer, f"{_DEPENDS}, another changes it too"))
-            elif weight is not None and targets.changed_before(weight):
+            elif targets.changed_before(weight):
                 meetings.append(Unmatched(layer, f"{_DEPENDS}, an earlier node changes it too"))
     if not meetings:
         return []
@@ -181,6 +187,7 @@ def _file_report(item: _FileMatch, has_clip: bool) -> str:
         *(f"  {line}" for line in algorithm_lines(adapters[layer] for layer in placed)),
         *(f"  {line}" for line in capped(item.words.lines if item.words is not None else ())),
     ]
+    lines += [f"  {line}" for line in doubled_lines(item.match.doubled)]
     if item.unmatched:
         lines += ["  not applied:", *(f"  {line}" for line in unmatched_lines(item.unmatched))]
     for is_text, count in Counter(item.match.left_out.values()).items():

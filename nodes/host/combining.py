@@ -14,7 +14,7 @@ import comfy.model_management
 
 from ...lycoris_algos import AdapterSet, BadValueError, CancelledError, convert, load, save
 from ...lycoris_algos.formats import dialect_of
-from ...lycoris_algos.inspection import algorithm_lines
+from ...lycoris_algos.inspection import algorithm_lines, unread_lines
 from ...lycoris_algos.merge.combine import CombineOptions, plan_combine, run_combine
 from ...lycoris_algos.model_files import BaseFile, IndexedModel, KnownModel, Spot
 from ...lycoris_algos.network import Stack, StackEntry
@@ -114,12 +114,14 @@ def save_stack(
         raise BadValueError(
             f"{quoted(written.name)} was written, but reads back with other layers: please report this"
         )
+    carried = [item for item in converted.unmatched if item.key in converted.unread]
     folded = (entry.strength_model, entry.strength_clip) != (1.0, 1.0)
     lines = [
         f"written: {single_line(str(written), 400)} ({written.stat().st_size / 1e6:.2f} MB)",
         *(f"  {line}" for line in algorithm_lines(converted.values())),
         f"  {len(converted)} layers, stored as {dtype}, spelled as {_spelling(converted)}, read back",
     ]
+    lines += [f"  {line}" for line in unread_lines(converted.name, carried, "written as they were")]
     if folded:
         lines.append(
             f"  strength {entry.strength_model:g} (clip {entry.strength_clip:g}) "

@@ -17,7 +17,16 @@ import comfy.model_management
 import comfy.utils
 
 from ...lycoris_algos.formats import model_paths
-from ...lycoris_algos.model_files import LayerIndex, ModelIndex, NameIndex, Paths, Shape, Spot, family_spot
+from ...lycoris_algos.model_files import (
+    LayerIndex,
+    ModelIndex,
+    NameIndex,
+    Paths,
+    Shape,
+    Spot,
+    family_spot,
+    overlap,
+)
 from ...lycoris_algos.model_files.checkpoint import model_paths_of
 from ...lycoris_algos.model_files.text_encoders import encoder_and_path, encoder_paths
 from ...lycoris_algos.models import names_in
@@ -37,9 +46,9 @@ class Targets(LayerIndex):
 
     def changed_before(self, target: Target) -> bool:
         """Whether the patcher holds a patch of ``target``, or of rows that it shares, already."""
-        key, own = (target, None) if isinstance(target, str) else target[:2]
+        key, own = key_and_part(target)
         held = self.patcher.patches.get(key, ())
-        return any(strength != 0.0 and _overlap(own, offset) for strength, _, _, offset, _ in held)
+        return any(strength != 0.0 and overlap(own, offset) for strength, _, _, offset, _ in held)
 
     def base_weight(self, spot: Spot) -> Any:
         """The unpatched weight at ``spot`` as the layer was trained, in float32, where ComfyUI computes."""
@@ -51,11 +60,9 @@ class Targets(LayerIndex):
         return comfy.utils.swap_scale_shift(weight) if spot.swapped else weight
 
 
-def _overlap(one: tuple[int, int, int] | None, other: tuple[int, int, int] | None) -> bool:
-    """Whether two slices (dim, start, length) of a parameter share a number; None is all of it."""
-    if one is None or other is None or one[0] != other[0]:
-        return True
-    return one[1] < other[1] + other[2] and other[1] < one[1] + one[2]
+def key_and_part(target: Target) -> tuple[str, tuple[int, int, int] | None]:
+    """The parameter of ``target``, and its slice (dim, start, length) of it; None is all of it."""
+    return (target, None) if isinstance(target, str) else (target[0], target[1])
 
 
 def target_of(spot: Spot) -> Target:

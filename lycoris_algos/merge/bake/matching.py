@@ -36,13 +36,15 @@ class PlannedChange(Brief):
 class FilePlan(Brief):
     """What becomes of one file of the stack: which layers have a place, and which do not.
 
-    ``left_out`` are sentences about what the checkpoint has no part for.
+    ``left_out`` are sentences about what the checkpoint has no part for; ``doubled`` are layers that change
+    the same weight as others of the file, and what was done about it.
     """
 
     entry: StackEntry
     placed: tuple[str, ...]
     unmatched: tuple[Unmatched, ...]
     left_out: tuple[str, ...]
+    doubled: tuple[Unmatched, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,7 @@ class Matcher:
             words = listed(adapters.embeddings, show=quoted)
             left_out.append(f"embeddings are left out: {words}: a checkpoint has no place for words")
         unmatched = (*adapters.unmatched, *placement.unmatched)
-        return FilePlan(entry, tuple(placement.placed), unmatched, tuple(left_out))
+        return FilePlan(entry, tuple(placement.placed), unmatched, tuple(left_out), placement.doubled)
 
     def changes(self) -> dict[str, tuple[PlannedChange, ...]]:
         """{key: what changes it}, each in the order in which its spots were first named.

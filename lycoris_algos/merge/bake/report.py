@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...inspection import algorithm_lines, unmatched_lines
+from ...inspection import algorithm_lines, doubled_lines, unmatched_lines
 from ...text import as_report, human_size, listed, quoted, single_line
 from .matching import FilePlan
 from .plan import BakePlan
@@ -61,6 +61,7 @@ def _file_lines(file: FilePlan) -> list[str]:
         f"{file.entry}: {len(file.placed)} of {len(adapters)} layers",
         *(f"  {line}" for line in algorithm_lines(adapters.values())),
         *(f"  {line}" for line in file.left_out),
+        *(f"  {line}" for line in doubled_lines(file.doubled)),
     ]
     if file.unmatched:
         lines += ["  not used:", *(f"  {line}" for line in unmatched_lines(file.unmatched))]

@@ -27,7 +27,7 @@ from ...structures import pays
 from ...text import Brief, as_report, capped, quoted
 from .methods import Kind
 from .options import AUTO, FULL, LORA, SAME, CombineOptions
-from .sources import Contribution, alignment_notes, grouped
+from .sources import Contribution, alignment_notes, grouped, meeting_notes, met, unread_notes
 
 
 class Route(str, Enum):
@@ -117,7 +117,8 @@ def plan_combine(
     options = options or CombineOptions()
     sources = tuple(stack)
     _check_stack(sources, options)
-    groups = grouped(sources, base)
+    meeting = met(sources, base)
+    groups = grouped(sources, base, meeting)
     parameters: list[ParameterPlan] = []
     for group in groups:
         own = [c for c in group if c.adapter.weight_components]
@@ -127,7 +128,12 @@ def plan_combine(
         if biases and not _is_absent(biases, base):
             parameters.append(_plan(biases, "bias", options, base, sources))
     _require_base(parameters, base)
-    notes = (*alignment_notes(sources, groups), *_notes(parameters, options))
+    notes = (
+        *alignment_notes(sources, groups),
+        *meeting_notes(sources, meeting),
+        *unread_notes(sources),
+        *_notes(parameters, options),
+    )
     return CombinePlan(tuple(parameters), sources, options, base, notes)
 
 

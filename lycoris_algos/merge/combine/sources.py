@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from ...adapters import LayerAdapter
 from ...formats import encoder_number, is_text_layer, model_paths, text_paths
-from ...model_files import KnownModel
+from ...inspection import doubled_lines, unread_lines
+from ...model_files import KnownModel, Overlaps
 from ...network import StackEntry
 from ...text import Brief, quoted
 
@@ -29,14 +30,23 @@ class Contribution(Brief):
     is_text: bool
 
 
-def grouped(sources: Sequence[StackEntry], known: KnownModel | None) -> list[list[Contribution]]:
+def met(sources: Sequence[StackEntry], known: KnownModel | None) -> list[Overlaps]:
+    """Of each source, the layers that change the same weight as others of it, as far as that is known."""
+    return [Overlaps() if known is None else known.overlaps(source.adapters) for source in sources]
+
+
+def grouped(
+    sources: Sequence[StackEntry], known: KnownModel | None, meeting: Sequence[Overlaps]
+) -> list[list[Contribution]]:
     """The layers of all sources, those that mean the same together, in order of first appearance.
 
-    Contributions with multiplier 0 are left out.
+    Contributions with multiplier 0 are left out, and what each source does not use since its layers meet.
     """
     groups: dict[Hashable, list[Contribution]] = {}
     for index, source in enumerate(sources):
         for name, adapter in source.adapters.items():
+            if name in meeting[index].unused:
+                continue
             is_text = is_text_layer(name) if known is None else known.is_text(name)
             multiplier = source.multiplier(is_text)
             if multiplier == 0.0:
@@ -65,6 +75,24 @@ def alignment_notes(sources: Sequence[StackEntry], groups: Sequence[Sequence[Con
                 "model, which tells"
             )
     return notes
+
+
+def meeting_notes(sources: Sequence[StackEntry], meeting: Sequence[Overlaps]) -> list[str]:
+    """What was done about layers of one file that change the same weight."""
+    return [
+        "\n    ".join([f"in {quoted(source.adapters.name)}", *doubled_lines(own.notes)])
+        for source, own in zip(sources, meeting, strict=True)
+        if own.notes
+    ]
+
+
+def unread_notes(sources: Sequence[StackEntry]) -> list[str]:
+    """What nothing can read of the sources, and the result does not hold."""
+    return [
+        "\n    ".join(unread_lines(source.adapters.name, source.adapters.unmatched, "not in the result"))
+        for source in sources
+        if source.adapters.unmatched
+    ]
 
 
 def _meaning(name: str, known: KnownModel | None) -> Hashable:

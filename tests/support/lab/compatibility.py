@@ -43,11 +43,16 @@ What a layer's name may begin with. Any of them may carry any algorithm, and any
 TAIL = """
 ## Spellings of a tensor
 
-`lora_up`/`lora_down`, `lora_B`/`lora_A` (with or without `.weight`, with PEFT's `.default`), `.lora.up`,
-`_lora.up` on attention processors, `.lora_linear_layer.up`, HCP's `.___.layer.W_up`; DoRA's `dora_scale`,
-`lora_magnitude_vector` and `magnitude`; everything of LyCORIS' as LyCORIS spells it, also behind HCP's
-`.___.`. Alpha is the tensor `alpha`, or PEFT's configuration in the metadata or beside the file, or else the
-rank.
+`lora_up`/`lora_down`, `lora_B`/`lora_A` (with or without `.weight`, with the name of PEFT's adapter,
+`.default` or any other, behind it), `.lora.up`, `_lora.up` on attention processors,
+`.lora_linear_layer.up`, HCP's `.___.layer.W_up`; DoRA's `dora_scale`, `lora_magnitude_vector` and
+`magnitude`; everything of LyCORIS' as LyCORIS spells it, also behind HCP's `.___.`. Alpha is the tensor
+`alpha`, or PEFT's configuration in the metadata or beside the file, or else the rank; PEFT's
+`lora_B.bias` is scaled as its weight is. Whole weights beside adapters (PEFT's `modules_to_save`,
+diffusers' norms) take the place of the model's. lightx2v's `diff_m` is the change of Wan's `modulation`.
+
+Under a prefix that nobody knows (`net.`, `pipe.dit.`, `_orig_mod.` …) a layer is looked for by the
+longest end of its name that the model knows.
 
 ## Fused and split layers
 
@@ -62,6 +67,10 @@ rank.
 - Written in another spelling, a LoRA is cut or joined the same way: joined, its rank is the sum of the ranks,
   or that of one where all share a factor. So are LoHa (cut only), DoRA on outputs and whole changes; others
   are refused by name.
+- A file may change one weight twice: under two names, or by a fused layer beside its parts. The same
+  change is made once; a layer that was never trained gives way to one that was; of different changes the
+  one of more of the weight is used, or else the first. Every report names what was not used. The layers
+  of a file that Combine LyCORIS made of several are a sum, and all of them are used.
 
 ## Text encoders
 

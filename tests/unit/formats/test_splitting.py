@@ -119,7 +119,6 @@ def test_keys_of_adapters(key: str, expected: tuple[str, str] | None) -> None:
         "alpha",
         ".alpha",
         "lora_up.weight",
-        "lora_unet_x.lora_up",
         "lora_unet_x.lora_up.weight.more",
         "lora_unet_x.lora_down.bias",
         "lora_unet_x_alpha",

@@ -63,6 +63,14 @@ def test_every_algorithm_bakes_as_it_is_applied(case: Case, tmp_path: Path) -> N
         assert torch.equal(after[f"{UNET}x.bias"], bias)
 
 
+def test_a_base_of_one_tensor_is_a_model_as_well(tmp_path: Path) -> None:
+    weight = torch.randn(24, 16)
+    base = save_base(tmp_path, {f"{UNET}blocks.0.linear.weight": weight})
+    own = lora()
+    after = load_file(bake(base, entry({"lora_unet_blocks_0_linear": own})).path)
+    assert torch.equal(after[f"{UNET}blocks.0.linear.weight"], live(weight, (own, 1.0)))
+
+
 def test_a_stack_runs_in_its_order(tmp_path: Path) -> None:
     base = save_base(tmp_path, base_tensors(torch.float32))
     weight = base_tensors(torch.float32)[f"{UNET}blocks.0.linear.weight"]

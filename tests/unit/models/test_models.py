@@ -200,6 +200,36 @@ def test_layers_that_are_not_fused(path: str) -> None:
     assert list(split_names(path)) == []
 
 
+def test_tencents_names_with_the_fused_layers_apart() -> None:
+    refiner = "txt_in.individual_token_refiner.blocks.0.self_attn"
+    shapes = {f"{refiner}.qkv.weight": (24, 8), "single_blocks.3.linear1.weight": (56, 8)}
+    shapes |= {f"double_blocks.2.{stream}_attn.qkv.weight": (24, 8) for stream in ("img", "txt")}
+    known = dict(names_in(shapes))
+    for number, part in enumerate("qkv"):
+        rows = (8 * number, 8)
+        for layer in (refiner, "double_blocks.2.img_attn", "double_blocks.2.txt_attn"):
+            assert known[f"{layer}_{part}"] == Located(f"{layer}.qkv.weight", rows)
+        assert known[f"single_blocks.3.linear1_{part}"] == Located("single_blocks.3.linear1.weight", rows)
+    assert known["single_blocks.3.linear1_mlp"] == Located("single_blocks.3.linear1.weight", (24, 32))
+
+
+def test_wans_vace_blocks_under_diffusers_names() -> None:
+    native = ("patch_embedding", "blocks.0.self_attn.q", "blocks.0.cross_attn.q")
+    vace = {
+        "attn1.to_q": "self_attn.q",
+        "attn2.to_out.0": "cross_attn.o",
+        "ffn.net.2": "ffn.2",
+        "proj_in": "before_proj",
+        "proj_out": "after_proj",
+    }
+    shapes = {
+        f"{path}.weight": (8, 8) for path in (*native, *(f"vace_blocks.1.{own}" for own in vace.values()))
+    }
+    known = dict(names_in(shapes))
+    for other, own in vace.items():
+        assert known[f"vace_blocks.1.{other}"] == Located(f"vace_blocks.1.{own}.weight")
+
+
 # ---- what a file was made for -------------------------------------------------------------------------
 
 MADE_FOR = {
@@ -252,6 +282,38 @@ MADE_FOR = {
 @pytest.mark.parametrize(("title", "layers"), MADE_FOR.items(), ids=MADE_FOR)
 def test_what_a_file_was_made_for(title: str, layers: tuple[str, ...]) -> None:
     assert identify(layers) == title
+
+
+SHARED = {
+    "attention of SD 3, Flux' first blocks and Qwen-Image, diffusers": (
+        "transformer.transformer_blocks.{}.attn.to_q",
+        "transformer.transformer_blocks.{}.attn.add_q_proj",
+    ),
+    "the same, flattened": ("lora_transformer_transformer_blocks_{}_attn_to_q",),
+    "attention of LTX-Video and PixArt, diffusers": ("transformer.transformer_blocks.{}.attn1.to_q",),
+    "attention of Wan and HunyuanDiT, diffusers": ("transformer.blocks.{}.attn1.to_q",),
+    "attention of Lumina 2 and OmniGen 2, diffusers": ("transformer.layers.{}.attn.to_q",),
+    "the timestep's norm of LTX-Video and PixArt": ("transformer.adaln_single.linear",),
+}
+
+
+@pytest.mark.parametrize("templates", SHARED.values(), ids=SHARED)
+def test_names_that_several_families_have_tell_none(templates: tuple[str, ...]) -> None:
+    layers = [template.format(number) for template in templates for number in range(24)]
+    assert identify(layers) is None
+
+
+@pytest.mark.parametrize("block", ["input_blocks_4_1", "middle_block_1", "output_blocks_3_1"])
+def test_original_names_of_small_unets_are_not_the_large_ones(block: str) -> None:
+    assert identify([f"lora_unet_{block}_transformer_blocks_0_attn1_to_q"]) == "Stable Diffusion 1 or 2"
+    assert identify([f"lora_unet_{block}_transformer_blocks_1_attn1_to_q"]) == "SDXL"
+
+
+def test_the_number_of_blocks_tells_relatives_apart() -> None:
+    layer = "lora_unet_double_blocks_{}_img_attn_qkv"
+    assert identify([layer.format(number) for number in range(19)]) == "Flux"
+    assert identify([layer.format(number) for number in range(20)]) == "HunyuanVideo"
+    assert identify([f"lora_unet_single_blocks_{number}_linear1" for number in range(48)]) == "Flux 2"
 
 
 def test_metadata_decides_between_families_of_the_same_layers() -> None:

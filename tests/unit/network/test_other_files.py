@@ -130,6 +130,22 @@ def test_an_adapter_of_an_unknown_kind_is_not_taken_for_a_model(layer: str) -> N
     assert "vera_lambda_b" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "suffix", ["q_loras.down.weight", "q.lora.first.weight", "q.lokr.first.weight", "q_lora_strange.weight"]
+)
+def test_adapters_under_unknown_names_are_not_taken_for_a_model(suffix: str) -> None:
+    with pytest.raises(NotAnAdapterError) as caught:
+        from_tensors(zeros(f"diffusion_model.blocks.0.self_attn.{suffix}"), name="x")
+    assert "a diffusion model" not in str(caught.value)
+    assert suffix in str(caught.value)
+
+
+def test_a_control_lora_is_shown_its_loader() -> None:
+    stored = zeros("lora_controlnet", "input_blocks.0.0.weight", "middle_block.1.proj_in.weight")
+    with pytest.raises(NotAnAdapterError, match=r"ControlLoRA.*Load ControlNet Model"):
+        from_tensors(stored, name="x")
+
+
 def test_an_adapter_whose_every_layer_has_something_unknown_is_not_taken_for_a_model() -> None:
     stored = zeros(
         *(

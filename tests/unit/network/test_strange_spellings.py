@@ -1,0 +1,105 @@
+"""Spellings that few files have: each is read as what its program meant, or carried along and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lycoris_algos import AdapterSet, from_tensors, load, save
+from lycoris_algos.inspection import describe
+
+
+def pair(layer: str, rank: int = 2) -> dict[str, Tensor]:
+    return {f"{layer}.lora_A.weight": torch.randn(rank, 6), f"{layer}.lora_B.weight": torch.randn(4, rank)}
+
+
+def delta(own: AdapterSet, layer: str, shape: tuple[int, ...] = (4, 6)) -> Tensor:
+    return own[layer].delta(torch.zeros(shape))
+
+
+# ---- PEFT -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["default", "default_1", "my_lora", "adapter_1", "style-2"])
+@pytest.mark.parametrize("layer", ["blocks.0.q", "transformer.blocks.0.q", "base_model.model.blocks.0.q"])
+def test_an_adapter_of_peft_may_have_any_name(name: str, layer: str) -> None:
+    down, up = torch.randn(2, 6), torch.randn(4, 2)
+    own = from_tensors({f"{layer}.lora_A.{name}.weight": down, f"{layer}.lora_B.{name}.weight": up})
+    torch.testing.assert_close(delta(own, layer), up @ down)
+
+
+def test_two_adapters_of_peft_in_one_file_are_named() -> None:
+    layer = "transformer.blocks.0.to_q"
+    two = {key.replace(".weight", ".other.weight"): value for key, value in pair(layer).items()}
+    own = from_tensors({**pair(layer), **two, **pair("transformer.blocks.1.to_q")})
+    assert list(own) == ["transformer.blocks.1.to_q"]
+    assert len(own.unmatched) == 4
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["", ".modules_to_save", ".modules_to_save.default", ".modules_to_save.own"]
+)
+def test_a_layer_that_was_trained_whole_takes_the_place_of_the_models(wrapper: str) -> None:
+    whole = torch.randn(4, 6)
+    own = from_tensors(
+        {**pair("base_model.model.blocks.0.q"), f"base_model.model.proj_out{wrapper}.weight": whole}
+    )
+    weight = torch.randn(4, 6)
+    torch.testing.assert_close(weight + own["base_model.model.proj_out"].delta(weight), whole)
+    assert own.unmatched == ()
+
+
+def test_whole_weights_under_names_of_no_trainer_stay_unread() -> None:
+    own = from_tensors({**pair("transformer.blocks.0.to_q"), "image_proj.norm.weight": torch.ones(4)})
+    assert [item.key for item in own.unmatched] == ["image_proj.norm.weight"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "times"), [("lora_B.bias", 4.0), ("lora_B.own.bias", 4.0), ("diff_b", 1.0)]
+)
+def test_a_bias_of_peft_is_scaled_as_its_weight(suffix: str, times: float) -> None:
+    layer, bias = "transformer.blocks.0.to_q", torch.randn(4)
+    own = from_tensors({**pair(layer, 4), f"{layer}.alpha": torch.tensor(16.0), f"{layer}.{suffix}": bias})
+    adapter = own[layer].bias
+    assert adapter is not None
+    torch.testing.assert_close(adapter.delta((4,)), times * bias)
+
+
+# ---- others ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "layer"),
+    [
+        ("diffusion_model.blocks.3.diff_m", "diffusion_model.blocks.3.modulation"),
+        ("diffusion_model.head.diff_m", "diffusion_model.head.modulation"),
+        ("lora_unet_blocks_3.diff_m", "lora_unet_blocks_3_modulation"),
+    ],
+)
+def test_the_change_of_wans_modulation(key: str, layer: str) -> None:
+    change = torch.randn(1, 6, 8)
+    own = from_tensors({key: change})
+    torch.testing.assert_close(own[layer].delta((1, 6, 8)), change)
+
+
+def test_factors_without_weight_in_their_names() -> None:
+    down, up = torch.randn(2, 6), torch.randn(4, 2)
+    own = from_tensors({"lora_unet_a.lora_down": down, "lora_unet_a.lora_up": up})
+    torch.testing.assert_close(delta(own, "lora_unet_a"), up @ down)
+
+
+# ---- what nobody reads ------------------------------------------------------------------------------------
+
+
+def test_what_nobody_reads_is_written_again_as_it_was(tmp_path: Path) -> None:
+    strange = {"strange.thing": torch.randn(3), "transformer.blocks.1.to_q.lora_A.mystery.x": torch.ones(2)}
+    first = from_tensors({**pair("transformer.blocks.0.to_q"), **strange})
+    again = load(save(first, tmp_path / "a.safetensors"))
+    assert [item.key for item in again.unmatched] == [item.key for item in first.unmatched]
+    for key, value in strange.items():
+        assert torch.equal(again.unread[key], value)
+    assert "strange.thing" in describe(again)
+    assert again.size_bytes == first.size_bytes
