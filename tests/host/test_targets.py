@@ -189,16 +189,18 @@ def test_kohyas_oft_has_a_prefix_of_its_own(hyvid: Any, apply: Any) -> None:
 
 
 def test_two_names_of_one_weight_in_one_file(hyvid: Any, apply: Any) -> None:
-    """Odd, but both are named: both are applied, one after the other, on the one weight."""
+    """Two changes of one weight: the first is used, and the report says so."""
     key = "diffusion_model.double_blocks.0.img_attn.proj.weight"
     weight = tiny.parameter(hyvid, key).clone()
     one, two = tiny.make("lora", weight, "1"), tiny.make("lora", weight, "2")
-    names = ("lora_unet_double_blocks_0_img_attn_proj", "diffusion_model.double_blocks.0.img_attn.proj")
+    names = ("diffusion_model.double_blocks.0.img_attn.proj", "lora_unet_double_blocks_0_img_attn_proj")
 
-    patched, _, _ = apply.files(hyvid, dict(zip(names, (one, two), strict=True)))
+    patched, _, report = apply.files(hyvid, dict(zip(names, (one, two), strict=True)))
 
     with tiny.loaded(patched) as now:
-        tiny.assert_weight(now(key), tiny.changed(weight, (one, 1.0), (two, 1.0)))
+        tiny.assert_weight(now(key), tiny.changed(weight, (one, 1.0)))
+    assert f"{names[1]}: another change of the weight" in report
+    assert "comes first in the file" in report
 
 
 def test_parameters_that_are_no_weights(hyvid: Any, apply: Any) -> None:

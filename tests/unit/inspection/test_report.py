@@ -72,7 +72,7 @@ def test_everything_that_a_file_can_say() -> None:
     assert facts_of(lines, "LoKr") >= {"1 layer", "rank 2", "alpha 1"}
     assert facts_of(lines, "Full") == {"1 layer"}
     assert facts_of(lines, "LoRA + Full") >= {"1 layer", "rank 4", "alpha 2"}
-    assert "  stored as float32 and float16, 2.8 kB" in lines
+    assert "  stored as float32 and float16, 3.7 kB" in lines
     assert "  names as kohya spells them" in lines
     assert "  trained for Stable Diffusion XL" in lines
     assert "  trigger words: sks, dog" in lines
