@@ -171,6 +171,21 @@ def test_a_file_is_read_once_and_a_replaced_one_again(load_node: Any, folders: P
     assert is_lora(first, "before"), "what is in use has changed with the file"
 
 
+def test_only_the_newest_version_of_a_retrained_file_is_kept(
+    load_node: Any, folders: Path, host: Any
+) -> None:
+    path = tiny.put(folders, "retrained.safetensors", tiny.conv_in_lora("before"))
+    tiny.put(folders, "beside.safetensors", tiny.conv_in_lora("before"))
+    load_node.execute("beside.safetensors", 1.0, 1.0)
+    for version in range(5):
+        os.utime(path, ns=(1, 10**18 + version))
+        newest = adapters_of(load_node.execute("retrained.safetensors", 1.0, 1.0).args[0])
+
+    kept = host("files").LOADED.kept
+    assert [item for item in kept if item.name == "retrained.safetensors"] == [newest]
+    assert "beside.safetensors" in [item.name for item in kept]
+
+
 def test_the_same_file_under_two_names_is_the_same_change(
     sd15: tuple[Any, Any], load_node: Any, folders: Path, apply: Any
 ) -> None:
