@@ -56,6 +56,13 @@ def _parameter(name: str, *, optional: bool = False) -> Any:
     )
 
 
+def _caps(kind: RankKind, max_rank: int, conv_rank: int) -> tuple[int, int]:
+    """What of both widgets counts: they keep their values while another rank control is chosen."""
+    if kind is RankKind.EXACT:
+        return 0, 0
+    return (0 if kind is RankKind.FIXED else max_rank), conv_rank
+
+
 class CombineLyCORIS(io.ComfyNode):
     """Merges, resizes and converts adapters, on their deltas."""
 
@@ -156,6 +163,26 @@ class CombineLyCORIS(io.ComfyNode):
                     tooltip="The file of the model that the adapters were trained on, in place of 'model' "
                     "and 'clip': it is read layer by layer and not loaded.",
                 ),
+                socket(
+                    io.Int,
+                    "max_rank",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="For 'energy', the size budget and kohya's rules: "
+                    "the most ranks that a layer may get, 0 for any number.",
+                ),
+                socket(
+                    io.Int,
+                    "conv_rank",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="On convolutions with a kernel larger than 1×1, in the place of 'rank' or of "
+                    "'max_rank'. 0 treats them like other layers.",
+                ),
                 *(_parameter(name, optional=True) for name in PARAMETERS if name not in _PLACED),
             ],
             outputs=[
@@ -194,6 +221,8 @@ class CombineLyCORIS(io.ComfyNode):
         lokr_factor: int = 0,
         live_order: bool = False,
         base: str = NO_BASE,
+        max_rank: int = 0,
+        conv_rank: int = 0,
         **numbers: float,
     ) -> io.NodeOutput:
         kind = _CONTROLS[rank_control]
@@ -202,7 +231,7 @@ class CombineLyCORIS(io.ComfyNode):
             method=method,
             scaling=numbers.pop("lambda"),  # a word that Python keeps for itself
             output=output,
-            rank=RankRule(kind, values.get(kind, threshold)),
+            rank=RankRule(kind, values.get(kind, threshold), *_caps(kind, max_rank, conv_rank)),
             dtype=STORED_DTYPES.get(dtype),
             factor=lokr_factor,
             live_order=live_order,

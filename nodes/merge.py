@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..lycoris_algos.network import Stack
 from ..lycoris_algos.ops.dtypes import STORED_DTYPES
 from .host.applying import OnUnmatched
-from .host.baking import AS_BASE, bake_stack, base_fingerprint, base_names, check_base
+from .host.baking import AS_BASE, OnOverflow, bake_stack, base_fingerprint, base_names, check_base
 from .host.compat import LYCORIS, schema, socket, text_ui
 from .host.inputs import strength_input
 from .host.saving import WRITTEN
@@ -62,6 +62,15 @@ class MergeLyCORIS(io.ComfyNode):
                     tooltip="What to do about layers that the model file does not have. Layers of a text "
                     "encoder do not count where the file has none.",
                 ),
+                socket(
+                    io.Combo,
+                    "on_overflow",
+                    options=[choice.value for choice in OnOverflow],
+                    default=OnOverflow.ERROR.value,
+                    optional=True,
+                    tooltip="What to do about weights that the number type cannot hold, such as 70000 in "
+                    "fp16, or that are not numbers in the base: stop, or write the file and name them.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="path", tooltip="The file that was written."),
@@ -82,9 +91,18 @@ class MergeLyCORIS(io.ComfyNode):
         save_dtype: str,
         filename_prefix: str,
         on_unmatched: str,
+        on_overflow: str = OnOverflow.ERROR.value,
         **_: object,
     ) -> str:
-        widgets = (base, strength_model, strength_clip, save_dtype, filename_prefix, on_unmatched)
+        widgets = (
+            base,
+            strength_model,
+            strength_clip,
+            save_dtype,
+            filename_prefix,
+            on_unmatched,
+            on_overflow,
+        )
         return f"{base_fingerprint(base)} {WRITTEN.fingerprint(*widgets)}"
 
     @classmethod
@@ -101,6 +119,7 @@ class MergeLyCORIS(io.ComfyNode):
         save_dtype: str,
         filename_prefix: str,
         on_unmatched: str,
+        on_overflow: str = OnOverflow.ERROR.value,
     ) -> io.NodeOutput:
         hidden = getattr(cls, "hidden", None)
         path, report = bake_stack(
@@ -111,9 +130,19 @@ class MergeLyCORIS(io.ComfyNode):
             save_dtype,
             filename_prefix,
             OnUnmatched(on_unmatched),
+            OnOverflow(on_overflow),
             getattr(hidden, "unique_id", None),
         )
-        WRITTEN.remember(path, base, strength_model, strength_clip, save_dtype, filename_prefix, on_unmatched)
+        WRITTEN.remember(
+            path,
+            base,
+            strength_model,
+            strength_clip,
+            save_dtype,
+            filename_prefix,
+            on_unmatched,
+            on_overflow,
+        )
         return io.NodeOutput(str(path), report, ui=text_ui(report))
 
 

@@ -150,6 +150,13 @@ class Algorithm(Component):
         """The form that PEFT reads by its default configuration (alpha = rank); None where it has none."""
         return None
 
+    def filling(self, largest: float) -> Algorithm:
+        """The same change by numbers up to about ``largest``, for a number type of little range.
+
+        Itself for what is not in proportion to its tensors.
+        """
+        return self
+
     # ---- fewer ranks, and sums ----------------------------------------------------------------------
 
     def cut(self, rank: int, nested: str | None) -> Algorithm | None:

@@ -25,6 +25,7 @@ from ..errors import (
     UnknownAdapterError,
 )
 from ..ops.dtypes import compute_dtype
+from ..ops.rounding import STOCHASTIC, Extremes, overflow_threshold
 from ..structures import Enlarged, RowSlice, Structure, Sum, enlarged
 from ..text import Brief, listed
 from . import _registry
@@ -71,6 +72,11 @@ class LayerAdapter(Brief):
         if not layer.weight_components and (layer.magnitude or layer.reshape or not layer.bias_extras):
             names = listed(sorted(tensors)) or "nothing"
             raise UnknownAdapterError(f"it stores {names}, which changes no weight by itself")
+        if layer.reshape is not None and layer.matrix_shape is None:
+            raise ShapeMismatchError(
+                f"it enlarges its weight to {'×'.join(map(str, layer.reshape.shape))} for "
+                f"{' + '.join(layer.titles)}, whose tensors do not tell how large the weight is"
+            )
         return layer
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -200,6 +206,29 @@ class LayerAdapter(Brief):
             bias_extras=tuple(extra.cast(dtype, device) for extra in self.bias_extras),
             magnitude=None if magnitude is None else magnitude.cast(dtype, device),
         )
+
+    def filling(self, dtype: torch.dtype) -> LayerAdapter:
+        """The same change by factors that use the range of ``dtype``, if that is an fp8; else itself."""
+        stored = {value.dtype for item in self.components() for _, value in item.tensors()}
+        if self.algorithm is None or dtype not in STOCHASTIC or stored == {dtype}:
+            return self
+        return replace(self, algorithm=self.algorithm.filling(torch.finfo(dtype).max))
+
+    def stored_as(self, dtype: torch.dtype, device: torch.device | None = None) -> LayerAdapter:
+        """``cast``, for a file. Raises BadValueError, naming the tensor, for what ``dtype`` cannot hold."""
+        for item in self.components():
+            for name, value in item.tensors():
+                if not value.dtype.is_floating_point:
+                    continue
+                extremes = Extremes()
+                extremes.see(value.to(compute_dtype(value.dtype)))
+                if not extremes.largest < overflow_threshold(dtype):
+                    kind = str(dtype).removeprefix("torch.")
+                    raise BadValueError(
+                        f"'{name}' reaches {extremes.largest:g}, beyond the largest number of {kind}, "
+                        f"{torch.finfo(dtype).max:g}: choose a wider number type"
+                    )
+        return self.cast(dtype, device)
 
     # ---- the change -----------------------------------------------------------------------------
 

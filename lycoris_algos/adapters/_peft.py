@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..errors import BadValueError
 from ._base import Algorithm, scale
 from ._trained import PeftReading, PeftSettings
 
@@ -26,6 +27,8 @@ def scaled_by_peft(algorithm: Algorithm, settings: PeftSettings) -> PeftReading:
     rank = algorithm.rank or settings.of_layer("rank_pattern", "r")
     if alpha is None or not rank:
         return PeftReading(algorithm)
+    if rank < 0:
+        raise BadValueError(f"PEFT's configuration says that its rank is {rank:g}: it is damaged")
     alpha *= math.sqrt(rank) if settings["use_rslora"] is True else 1.0
     if algorithm.rank is None:
         scaled = replace(fields, fixed_scale=alpha / rank)

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from ..errors import BadValueError, ShapeMismatchError
-from ..text import Brief
+from ..text import Brief, quoted
 from ._keys import KeySpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _KEY, _KIND = "key", "kind"
+# Far below float32's end, so that a product with a strength cannot pass it.
+_LARGEST = 1e30
 
 
 def tensor(key: str, *, optional: bool = False) -> Any:
@@ -61,6 +63,19 @@ class Stored(Brief, ABC):
     keys: ClassVar[KeySpec]
     #: What it is to its layer: "algorithm", "extra", "magnitude" or "reshape".
     role: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Whatever made a number (a file, a configuration, a correction): the maths must be able to use it.
+
+        Raises BadValueError.
+        """
+        for field in _fields(type(self)):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not -_LARGEST < value < _LARGEST:
+                raise BadValueError(
+                    f"{quoted(field.metadata.get(_KEY, field.name))} is {value:g}, which no training uses: "
+                    "the file is damaged, or its metadata is"
+                )
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:

@@ -27,6 +27,7 @@ from ._base import FLOAT, Algorithm, Base, Shape, scale
 from ._fitting import FitRequest, Fitted, lora_energy
 from ._keys import KeySpec
 from ._peft import folded, scaled_by_peft
+from ._range import filling_range
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
 from ._trained import PeftReading, PeftSettings, TrainingFacts
 from ._trainers import rank_stabilised
@@ -94,6 +95,9 @@ class LoHa(Algorithm):
     def exact_rank(self) -> int:
         return self.rank * self.w2_b.shape[0]
 
+    def filling(self, largest: float) -> LoHa:
+        return filling_range(self, largest)
+
     def multiplied(self, factor: float) -> LoHa:
         return replace(self, w1_a=times(self.w1_a, factor))
 
@@ -122,6 +126,7 @@ class LoHa(Algorithm):
         energies = values.square()
         counted = rule.kind in (RankKind.FIXED, RankKind.BUDGET)
         rank = int(rule.value) if counted else max(1, choose(values, rule) // 2)
+        most = rule.most or 2 * max(rows, columns)
         while True:
             rank = min(rank, rows, columns)
             fitted = cls(*fit_hadamard(matrix, rank), alpha=float(rank))
@@ -129,7 +134,7 @@ class LoHa(Algorithm):
             lost = float((matrix - made).double().square().sum())
             kept = 1 - lost / max(float(energies.sum()), 1e-300)
             enough = rule.kind is not RankKind.ENERGY or kept >= rule.value
-            if enough or 4 * rank * (rows + columns) > rows * columns:
+            if enough or 4 * rank > most or 4 * rank * (rows + columns) > rows * columns:
                 break
             rank *= 2
         numbers = rank * cls.numbers_per_rank(rows, columns)

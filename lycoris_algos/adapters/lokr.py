@@ -29,6 +29,7 @@ from ._base import FLOAT, Algorithm, Base, Shape, scale
 from ._fitting import FitRequest, Fitted, lora_energy
 from ._keys import KeySpec
 from ._peft import folded, scaled_by_peft
+from ._range import filling_range
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
 from ._trained import PeftReading, PeftSettings, TrainingFacts
 from ._trainers import rank_stabilised
@@ -136,6 +137,9 @@ class LoKr(Algorithm):
         kernel = () if shape is None else shape[2:]
         w2 = w2.reshape(w2.shape[0], w2.shape[1] // torch.Size(kernel).numel(), *kernel)
         return cls(w1=w1.contiguous(), w2=w2.contiguous(), alpha=1.0)
+
+    def filling(self, largest: float) -> LoKr:
+        return filling_range(self, largest)
 
     def multiplied(self, factor: float) -> LoKr:
         if self.w1 is not None:

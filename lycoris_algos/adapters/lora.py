@@ -28,6 +28,7 @@ from ._base import FLOAT, Algorithm, Base, Shape, scale
 from ._fitting import FitRequest, Fitted
 from ._keys import KeySpec
 from ._peft import folded, scaled_by_peft
+from ._range import filling_range
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
 from ._trained import PeftReading, PeftSettings, TrainingFacts
 from ._trainers import rank_stabilised
@@ -93,6 +94,9 @@ class LoRA(Algorithm):
             up = up.reshape(*up.shape, *(1 for _ in shape[2:]))
             down = down.reshape(-1, *shape[1:])
         return cls(up.contiguous(), down.contiguous(), None, float(down.shape[0]))
+
+    def filling(self, largest: float) -> LoRA:
+        return filling_range(self, largest)
 
     def multiplied(self, factor: float) -> LoRA:
         return replace(self, up=times(self.up, factor))

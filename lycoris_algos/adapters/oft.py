@@ -140,6 +140,8 @@ class SplitOFT(Algorithm):
     def check(self) -> None:
         for name, value in self.tensors():
             require_blocks(name, value)
+            if value.dim() != 3:
+                raise ShapeMismatchError(f"'{name}' has {value.dim()} dimensions, not 3")
 
     @property
     def matrix_shape(self) -> tuple[int, None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..ops.dtypes import STORED_DTYPES
-from ..text import single_line
+from ..text import quoted, single_line
 
 DTYPES: dict[str, torch.dtype] = {name.replace(" ", "-"): dtype for name, dtype in STORED_DTYPES.items()}
 
@@ -20,6 +20,28 @@ def dtype_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, help="number type of the result (default: that of the input)"
     )
+
+
+def device_argument(parser: argparse.ArgumentParser) -> None:
+    """``--device``: where the work is done."""
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default=torch.device("cpu"),
+        metavar="DEVICE",
+        help="where to compute, e.g. cuda (default: cpu)",
+    )
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ValueError) as error:  # PyTorch has many words for "there is none"
+        raise argparse.ArgumentTypeError(
+            f"this machine has no device {quoted(text)} to compute on"
+        ) from error
+    return device
 
 
 def weighted_file(text: str) -> tuple[Path, float, float]:

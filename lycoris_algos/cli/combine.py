@@ -21,7 +21,7 @@ from ..merge.combine import (
 )
 from ..model_files import BaseFile
 from ..network import StackEntry, load, save
-from ._shared import DTYPES, dtype_argument, print_path, progress_on_stderr, weighted_file
+from ._shared import DTYPES, device_argument, dtype_argument, print_path, progress_on_stderr, weighted_file
 
 # Option: (rule, type, help).
 _RULES: dict[str, tuple[RankKind, type, str]] = {
@@ -68,6 +68,20 @@ def add_parser(subparsers: Any) -> None:
     rules = parser.add_mutually_exclusive_group()
     for name, (_, kind, text) in _RULES.items():
         rules.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=text)
+    parser.add_argument(
+        "--max-rank",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the most that a rule may find, 0 for any (default)",
+    )
+    parser.add_argument(
+        "--conv-rank",
+        type=int,
+        default=0,
+        metavar="N",
+        help="on convolutions in the place of --rank or --max-rank, 0 for the same (default)",
+    )
     for parameter in PARAMETERS.values():
         parser.add_argument(
             f"--{parameter.name.replace('_', '-')}",
@@ -86,7 +100,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--live-order", action="store_true", help="sum: as a stack does it, one after another"
     )
-    parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda (default: cpu)")
+    device_argument(parser)
     parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no report")
     dtype_argument(parser)
@@ -144,5 +158,5 @@ def _rule(args: argparse.Namespace) -> RankRule:
     for name, (kind, _, _) in _RULES.items():
         value = getattr(args, name.replace("-", "_"))
         if value is not None:
-            return RankRule(kind, float(value))
-    return RankRule()
+            return RankRule(kind, float(value), args.max_rank, args.conv_rank)
+    return RankRule(most=args.max_rank, convolution=args.conv_rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from ..model_files import BaseFile
 from ..network import convert, load, save
 from ..network.respelling import WRITABLE
+from ..text import single_line
 from ._shared import DTYPES, dtype_argument, print_path, weighted_file
 
 
@@ -57,5 +59,8 @@ def run(args: argparse.Namespace) -> int:
             title=args.output.stem,
             embeddings=not args.without_embeddings,
         )
-    print_path(save(converted, args.output))
+    written = save(converted, args.output)
+    for note in converted.notes[len(adapters.notes) :]:
+        print(single_line(note, 400), file=sys.stderr)
+    print_path(written)
     return 0

@@ -9,9 +9,10 @@ from typing import Any
 from ..io import read_header
 from ..merge.bake import bake_report, plan_bake, plan_report, run_bake
 from ..network import StackEntry, load
-from ._shared import DTYPES, dtype_argument, print_path, progress_on_stderr, weighted_file
+from ._shared import DTYPES, device_argument, dtype_argument, print_path, progress_on_stderr, weighted_file
 
 _UNMATCHED = ("nothing", "anything", "never")
+_OVERFLOW = ("refuse", "report")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,7 +40,13 @@ def add_parser(subparsers: Any) -> None:
         default="nothing",
         help="stop if nothing of a file matches (default), if anything of it does not, or never",
     )
-    parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda (default: cpu)")
+    parser.add_argument(
+        "--overflow",
+        choices=_OVERFLOW,
+        default="refuse",
+        help="stop if the number type cannot hold a weight (default), or write it and say so",
+    )
+    device_argument(parser)
     parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no report")
     parser.set_defaults(run=run)
@@ -64,7 +71,14 @@ def run(args: argparse.Namespace) -> int:
         print(plan_report(plan))
         return 0
     progress = progress_on_stderr(args.quiet)
-    result = run_bake(plan, args.base, args.output, device=args.device, progress=progress)
+    result = run_bake(
+        plan,
+        args.base,
+        args.output,
+        device=args.device,
+        progress=progress,
+        refuse_overflow=args.overflow == "refuse",
+    )
     if not args.quiet:
         print(bake_report(result))
     print_path(result.path)

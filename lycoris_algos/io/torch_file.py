@@ -109,7 +109,7 @@ def _flatten(loaded: object, budget: int) -> tuple[dict[str, Tensor], dict[str, 
     if not isinstance(loaded, Mapping):
         raise FileFormatError("it holds no table of named tensors, so nothing can be found in it")
     metadata = {
-        str(key): str(value)
+        _written(key): _written(value)
         for key, value in loaded.items()
         if isinstance(key, str) and (isinstance(value, (str, float)) or _is_short(value))
     }
@@ -131,6 +131,11 @@ def _flatten(loaded: object, budget: int) -> tuple[dict[str, Tensor], dict[str, 
     if not tensors:
         raise FileFormatError("it holds no tensors")
     return tensors, metadata
+
+
+def _written(value: object) -> str:
+    """``value`` as a text that a file can hold: halves of letters that UTF-16 splits become "?"."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _is_short(value: object) -> bool:

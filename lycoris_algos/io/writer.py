@@ -83,7 +83,10 @@ class SafetensorsWriter:
             raise ValueError("a writer writes one file, once")
         with self._explaining():
             self._require_space()
-            self._part = PartFile(self._wanted)
+            try:
+                self._part = PartFile(self._wanted)
+            except ValueError as error:  # a zero byte, or half of a letter that UTF-16 splits
+                raise LycorisError("this is not a possible file name: choose another one") from error
         self._append(memoryview(self._header))
         return self
 

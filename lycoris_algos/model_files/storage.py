@@ -8,6 +8,7 @@ rounded into it unseen is worse than an error.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -93,6 +94,9 @@ def refuse_weight(key: str, tensors: Tensors) -> None:
 
 
 def new_scale(weight: Tensor, dtype: torch.dtype) -> float:
-    """The scale that puts the largest number of ``weight`` at the end of what ``dtype`` can hold."""
+    """The scale that puts the largest finite number of ``weight`` at the end of what ``dtype`` can hold."""
     largest = float(weight.abs().max()) if weight.numel() else 0.0
+    if not math.isfinite(largest):
+        finite = weight[weight.isfinite()]
+        largest = float(finite.abs().max()) if finite.numel() else 0.0
     return largest / torch.finfo(dtype).max if largest > 0.0 else 1.0

@@ -4,13 +4,15 @@
   their change to be computed against the base weight, which is CombineLyCORIS' work, and are refused.
 - A *dialect* has its own names for layers, and other layers where a model is fused (respelling.py). diffusers
   and PEFT also have no alpha, no Tucker kernels, and only some algorithms (peft_form.py).
-- Everything is computed in float32 and rounded once, to the new dtype.
+- Everything is computed in float32 and rounded once, to the new dtype. Factors for fp8 are multiplied so that
+  they use its range, where alpha may make up for it, and a note says what the rounding takes.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -19,6 +21,7 @@ import torch
 from ..adapters import LayerAdapter
 from ..errors import BadValueError, NoSpellingError
 from ..formats import Dialect, dialect_of, is_text_layer
+from ..ops.rounding import STOCHASTIC
 from ..text import quoted
 from .adapter_set import AdapterSet
 from .corrections import MARK
@@ -61,12 +64,20 @@ def convert(
         spelled = {name: Respelled(layer, name) for name, layer in folded.items()}
     else:
         spelled = respelled(folded, target, known)
-    layers = stored(spelled, adapter_set, dtype, insisting=target is not None)
+    exact = formed(spelled, dtype, insisting=target is not None)
+    layers = stored(exact, spelled, adapter_set, dtype)
     described = _metadata(adapter_set, dtype, target, strength_model, strength_clip, title)
     described.update(peft_metadata(layers))
     written = adapter_set.dialect if target is None else target.name
     bundled = adapter_set.embeddings if embeddings else {}
-    return replace(adapter_set, layers=layers, metadata=described, dialect=written, embeddings=bundled)
+    return replace(
+        adapter_set,
+        layers=layers,
+        metadata=described,
+        dialect=written,
+        embeddings=bundled,
+        notes=(*adapter_set.notes, *_rounding_notes(exact, layers, dtype)),
+    )
 
 
 # ---- numbers --------------------------------------------------------------------------------------------
@@ -86,29 +97,42 @@ def _multiplied(name: str, layer: LayerAdapter, multiplier: float) -> LayerAdapt
     return folded
 
 
-def stored(
-    spelled: Mapping[str, Respelled],
-    before: Mapping[str, LayerAdapter],
-    dtype: torch.dtype | None,
-    *,
-    insisting: bool,
+def formed(
+    spelled: Mapping[str, Respelled], dtype: torch.dtype | None, *, insisting: bool
 ) -> dict[str, LayerAdapter]:
-    """``spelled`` in the form that each one's dialect has, in ``dtype`` or that of its source ``before``.
+    """``spelled`` in the form that each one's dialect has, at a scale that suits ``dtype`` if it is given.
 
-    What has no such form is refused if ``insisting``, and else left as it is. Raises NoSpellingError, and
-    BadValueError for numbers that do not fit the dtype.
+    What has no such form is refused, by NoSpellingError, if ``insisting``, and else left as it is.
     """
     layers: dict[str, LayerAdapter] = {}
     for name, layer in spelled.items():
-        formed, dialect = layer.adapter, dialect_of(name)
+        adapter, dialect = layer.adapter, dialect_of(name)
         if dialect.name in WITHOUT_ALPHA:
             try:
-                formed = peft_form(formed, dialect.title)
+                adapter = peft_form(adapter, dialect.title)
             except NoSpellingError as error:
                 if insisting:
                     raise error.with_context(f"layer {quoted(layer.source)}") from error
-        layers[name] = _stored(layer.source, formed, before[layer.source], dtype)
+        elif dtype is not None:
+            adapter = adapter.filling(dtype)
+        layers[name] = adapter
     return layers
+
+
+def stored(
+    formed: Mapping[str, LayerAdapter],
+    spelled: Mapping[str, Respelled],
+    before: Mapping[str, LayerAdapter],
+    dtype: torch.dtype | None,
+) -> dict[str, LayerAdapter]:
+    """``formed`` in ``dtype``, or in that of the source ``before`` of each of ``spelled``.
+
+    Raises BadValueError for numbers that do not fit it.
+    """
+    sources = {name: layer.source for name, layer in spelled.items()}
+    return {
+        name: _stored(sources[name], layer, before[sources[name]], dtype) for name, layer in formed.items()
+    }
 
 
 def _stored(name: str, layer: LayerAdapter, before: LayerAdapter, dtype: torch.dtype | None) -> LayerAdapter:
@@ -121,16 +145,40 @@ def _stored(name: str, layer: LayerAdapter, before: LayerAdapter, dtype: torch.d
         for _, value in item.tensors()
         if value.dtype.is_floating_point
     )
-    stored = layer.cast(kept)
     try:
-        stored.require_finite()
+        return layer.stored_as(kept)
     except BadValueError as error:
         layer.require_finite()  # then it was not the rounding
         kind = str(kept).removeprefix("torch.")
         raise BadValueError(
             f"layer {quoted(name)} has numbers too large for {kind}: save as bfloat16 or float32"
         ) from error
-    return stored
+
+
+def _rounding_notes(
+    exact: Mapping[str, LayerAdapter], layers: Mapping[str, LayerAdapter], dtype: torch.dtype | None
+) -> list[str]:
+    """What the rounding to fp8 takes."""
+    if dtype not in STOCHASTIC:
+        return []
+    losses = {name: _loss(layer, layers[name]) for name, layer in exact.items()}
+    worst = max(losses, key=lambda name: losses[name])
+    kind = str(dtype).removeprefix("torch.")
+    typical = sorted(losses.values())[len(losses) // 2]
+    return [
+        f"rounded to {kind}, where small numbers become 0: the change of a layer is off by {typical:.0%} "
+        f"typically, by {losses[worst]:.0%} at most (layer {quoted(worst)})"
+    ]
+
+
+def _loss(exact: LayerAdapter, stored: LayerAdapter) -> float:
+    """How far rounding moves the change of a layer, as a share of it: what it does to each tensor."""
+    total = 0.0
+    for before, after in zip(exact.weight_components, stored.weight_components, strict=True):
+        for (_, own), (_, rounded) in zip(before.tensors(), after.tensors(), strict=True):
+            size = float(own.float().norm())
+            total += (float((own.float() - rounded.float()).norm()) / size) ** 2 if size else 0.0
+    return math.sqrt(total)
 
 
 # ---- metadata -------------------------------------------------------------------------------------------

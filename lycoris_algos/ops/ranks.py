@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -28,14 +30,31 @@ class RankKind(str, Enum):
 
 @dataclass(frozen=True)
 class RankRule:
-    """``kind`` and its number: the rank, the share of energy, megabytes, or kohya's threshold."""
+    """``kind`` and its number: the rank, the share of energy, megabytes, or kohya's threshold.
+
+    ``most`` caps what a rule finds by itself, and ``convolution`` takes its place (or that of a fixed rank)
+    on convolutions whose kernel is larger than 1×1. 0 is none.
+    """
 
     kind: RankKind = RankKind.EXACT
     value: float = 0.0
+    most: int = 0
+    convolution: int = 0
 
     def check(self) -> None:
         """Raises BadValueError for a number that the rule cannot use."""
         kind, value = self.kind, self.value
+        if not math.isfinite(value):
+            raise BadValueError(f"the number for '{kind.value}' is {value:g}, but must be finite")
+        if min(self.most, self.convolution) < 0:
+            raise BadValueError("a largest rank is a whole number from 1 on, or 0 for none")
+        if kind is RankKind.EXACT and (self.most or self.convolution):
+            raise BadValueError(
+                "'exact' keeps all ranks, so there is no largest one: choose energy, a size budget or one of "
+                "kohya's rules"
+            )
+        if kind is RankKind.FIXED and self.most:
+            raise BadValueError("a fixed rank is the same everywhere, so there is no largest one")
         if kind is RankKind.FIXED and (value < 1 or value != int(value)):
             raise BadValueError(f"the rank is {value:g}, but must be a whole number from 1 on")
         if kind in (RankKind.ENERGY, RankKind.SV_FRO, RankKind.SV_CUMULATIVE) and not 0 < value <= 1:
@@ -45,10 +64,20 @@ class RankRule:
         if kind is RankKind.BUDGET and value <= 0:
             raise BadValueError(f"the size budget is {value:g} MB, but must be above 0")
 
+    def of(self, shape: Sequence[int] | None) -> RankRule:
+        """The rule for one weight of ``shape``, which has no number for convolutions any more."""
+        own = self.convolution if shape is not None and math.prod(shape[2:]) > 1 else 0
+        if own and self.kind is RankKind.FIXED:
+            return replace(self, value=own, convolution=0)
+        return replace(self, most=own or self.most, convolution=0)
+
     def __str__(self) -> str:
         if self.kind is RankKind.EXACT:
             return "exact"
-        return f"{self.kind.value} {self.value:g}{' MB' if self.kind is RankKind.BUDGET else ''}"
+        text = f"{self.kind.value} {self.value:g}{' MB' if self.kind is RankKind.BUDGET else ''}"
+        text += f", at most {self.most}" if self.most else ""
+        most = "" if self.kind is RankKind.FIXED else "at most "
+        return text + (f", convolutions {most}{self.convolution}" if self.convolution else "")
 
 
 def choose(values: Tensor, rule: RankRule) -> int:
@@ -56,8 +85,13 @@ def choose(values: Tensor, rule: RankRule) -> int:
 
     fixed, and a budget that was shared out: its value. energy t: the fewest with ΣS² ≥ t·total. kohya's
     rules: sv_ratio t keeps S > S₀/t, sv_cumulative the fewest with ΣS ≥ t·total, sv_fro the fewest with ΣS²
-    ≥ t²·total. exact: those above rounding noise.
+    ≥ t²·total. exact: those above rounding noise. Never more than ``rule.most``.
     """
+    found = _chosen(values, rule)
+    return min(found, rule.most) if rule.most else found
+
+
+def _chosen(values: Tensor, rule: RankRule) -> int:
     s = values.double()
     if not s.numel() or float(s[0]) == 0.0:
         return 1

@@ -1,15 +1,19 @@
-"""Rounding to fewer bits at random, so that the mean of many roundings is the number itself.
+"""Rounding to fewer bits, to the nearest or at random, and what the new dtype cannot hold.
 
 Rounding to the nearest loses a small change altogether: in fp8 (e4m3) two neighbours are 12 % apart, and a
-change of less than half of that leaves most weights as they were. Here a number between two neighbours
-becomes the upper one with a probability of its distance from the lower one, in steps of 2⁻¹⁶ of the gap.
+change of less than half of that leaves most weights as they were. At random, a number between two neighbours
+becomes the upper one with a probability of its distance from the lower one, in steps of 2⁻¹⁶ of the gap, so
+that the mean of many roundings is the number itself. The randomness comes from a CPU generator whose seed the
+caller derives from names, so the result is the same on every computer.
 
-The randomness comes from a CPU generator whose seed the caller derives from names, so the result is the
-same on every computer.
+Numbers beyond the largest of a dtype become infinite, or that largest, without a word from PyTorch. So
+whoever rounds shows each block to ``Extremes`` while it is in the cache, which costs no second pass over the
+memory.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import torch
@@ -25,6 +29,48 @@ STOCHASTIC = frozenset(_FORMATS)
 # thread for so few, which would cost more than it saves.
 _BLOCK = 1 << 15
 _EXPONENT = 0x7F800000
+# Elements rounded to the nearest at a time: the block is still in the cache when it is looked at.
+_NEAREST_BLOCK = 1 << 18
+
+
+def overflow_threshold(dtype: torch.dtype) -> float:
+    """The magnitude from which on a number rounds to none of ``dtype``: half a gap above its largest."""
+    limits = torch.finfo(dtype)
+    return limits.max + limits.eps * 2.0 ** (math.frexp(limits.max)[1] - 2)
+
+
+class Extremes:
+    """How far the numbers reach that were shown to it, block by block, before they were rounded."""
+
+    def __init__(self) -> None:
+        self._ends: list[Tensor] = []
+
+    def see(self, block: Tensor) -> None:
+        """Takes note of ``block`` (any shape, a dtype that is computed in). Does not wait for a GPU."""
+        if block.numel():
+            self._ends += torch.aminmax(block)
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude so far, NaN if anything was not a number. Waits for a GPU."""
+        return float(torch.stack(self._ends).abs().max()) if self._ends else 0.0
+
+
+@torch.no_grad()
+def nearest(values: Tensor, into: Tensor, extremes: Extremes) -> Tensor:
+    """``values`` rounded to the nearest number of the dtype of ``into`` (as large, contiguous); ``into``.
+
+    Both are on the CPU. ``extremes`` sees what is rounded.
+    """
+    blocks = zip(
+        torch.split(values.reshape(-1), _NEAREST_BLOCK),
+        torch.split(into.view(-1), _NEAREST_BLOCK),
+        strict=True,
+    )
+    for block, target in blocks:
+        extremes.see(block)
+        target.copy_(block)
+    return into
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
@@ -34,11 +80,13 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 
 
 @torch.no_grad()
-def stochastic(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def stochastic(
+    values: Tensor, dtype: torch.dtype, generator: torch.Generator, extremes: Extremes | None = None
+) -> Tensor:
     """``values`` (any floating dtype and device) rounded at random to ``dtype``, one of ``STOCHASTIC``.
 
     The result is on the CPU. Numbers that ``dtype`` can hold are kept, numbers beyond its largest become
-    that, and NaN stays NaN.
+    that, and NaN stays NaN; ``extremes`` sees them before.
     """
     mantissa, smallest = _FORMATS[dtype]
     largest = torch.finfo(dtype).max
@@ -51,6 +99,8 @@ def stochastic(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -
     blocks = zip(torch.split(source, _BLOCK), torch.split(target, _BLOCK), strict=True)
     for block, into in blocks:
         count = block.numel()
+        if extremes is not None:
+            extremes.see(block)
         # Every draw of 64 bits is four numbers of 16, from -2¹⁵ to 2¹⁵-1.
         words.random_(-(1 << 63), None, generator=generator)
         noise.copy_(words.view(torch.int16))

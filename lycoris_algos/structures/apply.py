@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..ops.dtypes import compute_dtype
+from ..ops.rounding import Extremes
 from ..ops.rows import matrix_view
 from ..ops.scratch import scratch
 from ._base import Structure, common_unit
@@ -32,6 +33,7 @@ def apply_(
     *,
     transform: Callable[[Tensor], Tensor] | None = None,
     inverse: Callable[[Tensor], Tensor] | None = None,
+    extremes: Extremes | None = None,
 ) -> Tensor:
     """weight += m₁·ΔW₁, then m₂·ΔW₂ …, in place, in this order, rounding once; returns ``weight``.
 
@@ -39,11 +41,12 @@ def apply_(
     that stores the weight reordered) each ΔW is formed, transformed and then added; a structure that depends
     on the weight then also needs ``inverse``, which gives back the order that it was trained in (TypeError
     without). A structure that enlarges its weight makes a new tensor, which is returned instead, and
-    ``weight`` stays as it is. Raises ShapeMismatchError before anything is changed.
+    ``weight`` stays as it is. ``extremes`` sees the changed weight before it is rounded. Raises
+    ShapeMismatchError before anything is changed.
     """
     if torch.is_grad_enabled():  # ComfyUI has it off, and asking is cheaper than switching it off again
         with torch.no_grad():
-            return apply_(weight, entries, transform=transform, inverse=inverse)
+            return apply_(weight, entries, transform=transform, inverse=inverse, extremes=extremes)
     active = [entry for entry in entries if entry[1] != 0.0]
     shape = tuple(weight.shape)
     for structure, _ in active:
@@ -55,7 +58,7 @@ def apply_(
     dtype = compute_dtype(weight.dtype)
     ready = [(structure.ready(weight.device, dtype), multiplier) for structure, multiplier in active]
     if transform is None:
-        _update_(weight, ready, dtype)
+        _update_(weight, ready, dtype, extremes)
         return weight
     if inverse is None and any(structure.needs_weight for structure, _ in ready):
         raise TypeError("a change that depends on the weight needs it in the order it was trained in")
@@ -64,6 +67,8 @@ def apply_(
         trained = inverse(wide) if inverse is not None else wide
         change = structure.delta(trained.reshape(trained.shape[0], -1)).to(dtype).reshape(trained.shape)
         wide += transform(change * multiplier)
+    if extremes is not None:
+        extremes.see(wide)
     return weight if wide is weight else weight.copy_(wide)
 
 
@@ -76,12 +81,14 @@ def enlarged(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
     return larger
 
 
-def _update_(weight: Tensor, steps: Sequence[Entry], dtype: torch.dtype) -> None:
+def _update_(weight: Tensor, steps: Sequence[Entry], dtype: torch.dtype, extremes: Extremes | None) -> None:
     """Applies ready structures to ``weight`` in place, in order, computing in ``dtype``."""
     matrix = matrix_view(weight) if weight.dtype == dtype else None
     if matrix is not None:
         for structure, multiplier in steps:
             structure.add_rows_(matrix, 0, multiplier, matrix)
+        if extremes is not None:
+            extremes.see(matrix)
         return
     weight = weight if weight.dim() else weight.view(1)
     count, columns = weight.shape[0], weight[0].numel()
@@ -94,4 +101,6 @@ def _update_(weight: Tensor, steps: Sequence[Entry], dtype: torch.dtype) -> None
             rows = block.view(stop - start, columns)
             for structure, multiplier in steps:
                 structure.add_rows_(rows, start, multiplier, rows)
+            if extremes is not None:
+                extremes.see(block)
             weight[start:stop].copy_(block)

@@ -6,6 +6,7 @@ the new one goes, and ComfyUI's device, progress bar and stop button.
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 
 import comfy.model_management
@@ -27,6 +28,13 @@ AS_BASE = "as base"
 # Folder of models: the folder of ComfyUI's output folder that it lists as well.
 _FOLDERS = {"checkpoints": "checkpoints", "diffusion_models": "diffusion_models", "text_encoders": "clip"}
 _SUFFIXES = (".safetensors", ".sft")
+
+
+class OnOverflow(str, Enum):
+    """What to do about weights that the number type of the new file cannot hold."""
+
+    ERROR = "error"
+    REPORT = "report only"
 
 
 def base_names() -> list[str]:
@@ -77,6 +85,7 @@ def bake_stack(
     save_dtype: str,
     filename_prefix: str,
     on_unmatched: OnUnmatched,
+    on_overflow: OnOverflow,
     node_id: str | None = None,
 ) -> tuple[Path, str]:
     """(the new file, the report). Raises as the library does, and what ComfyUI does on a stop."""
@@ -100,6 +109,7 @@ def bake_stack(
                 device=comfy.model_management.get_torch_device(),
                 progress=progress_bar(len(plan.tensors), node_id),
                 cancel=check_cancel,
+                refuse_overflow=on_overflow is OnOverflow.ERROR,
             )
     except CancelledError:
         stop_if_cancelled()

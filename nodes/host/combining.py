@@ -122,6 +122,7 @@ def save_stack(
         f"  {len(converted)} layers, stored as {dtype}, spelled as {_spelling(converted)}, read back",
     ]
     lines += [f"  {line}" for line in unread_lines(converted.name, carried, "written as they were")]
+    lines += [f"  {note}" for note in converted.notes[len(entry.adapters.notes) :]]
     if folded:
         lines.append(
             f"  strength {entry.strength_model:g} (clip {entry.strength_clip:g}) "

@@ -82,6 +82,8 @@ WIDGETS = [
     ("lokr_factor", 0, -1, 1024),
     ("live_order", False, None, None),
     ("base", "none", None, None),
+    ("max_rank", 0, 0, 4096),
+    ("conv_rank", 0, 0, 4096),
 ]
 
 

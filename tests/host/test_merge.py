@@ -298,6 +298,26 @@ def test_a_file_for_another_model_is_refused(
     assert "lora_unet_double_blocks_0_img_attn_qkv: the file's diffusion model has no such layer" in report
 
 
+def test_weights_that_do_not_fit_stop_the_run_or_are_named(
+    sd15: Any, apply: Any, bases: Path, unet: Path, bake: Any, output: Path, comfy_nodes: Any
+) -> None:
+    key = f"{UNET}{INSIDE}.attn1.to_k.weight"
+    tensors = {name: tensor.float() for name, tensor in load_file(unet).items()}
+    tensors[key][0, 0] = 1e5
+    save_file(tensors, bases / "checkpoints" / "large.safetensors")
+    stack = apply.stack(file_for("lora", sd15[0], LAYERS))
+    with pytest.raises(Exception, match="beyond the largest number of float16") as error:
+        bake("checkpoints/large.safetensors", stack, save_dtype="fp16")
+    assert key in str(error.value)
+    assert [path for path in output.rglob("*") if path.is_file()] == []
+
+    path, report = bake("checkpoints/large.safetensors", stack, save_dtype="fp16", on_overflow="report only")
+    assert key in report
+    assert int(load_file(path)[key].isinf().sum()) == 1
+    *_, last = comfy_nodes["MergeLyCORIS"].define_schema().inputs
+    assert (last.id, last.optional, last.default) == ("on_overflow", True, "error")
+
+
 def test_a_deleted_file_is_made_again(
     sd15: Any, apply: Any, bases: Path, unet: Path, bake: Any, comfy_nodes: Any
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...inspection import algorithm_lines, doubled_lines, unmatched_lines
-from ...text import as_report, human_size, listed, quoted, single_line
+from ...text import as_report, capped, human_size, listed, quoted, single_line
 from .matching import FilePlan
 from .plan import BakePlan
 from .run import BakeResult
@@ -36,6 +36,12 @@ def bake_report(result: BakeResult) -> str:
         plan_report(plan),
         _proof_line(result),
     ]
+    if result.unheld:
+        lines += [
+            f"{len(result.unheld)} tensors were written with numbers that their number type cannot hold. "
+            "They are infinite now, no number at all, or cut to the largest there is:",
+            *capped([f"  {problem}" for problem in result.unheld]),
+        ]
     if proof.copied:
         lines.append(f"checked: {proof.copied} of the copied tensors are the same byte for byte")
     if result.redone:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from ..._types import Cancel, Progress
-from ...errors import CancelledError, FileFormatError, LycorisError
+from ...errors import BadValueError, CancelledError, FileFormatError, LycorisError
 from ...io import SafetensorsReader, SafetensorsWriter
 from ...text import Brief, quoted
+from .overflow import Unheld, unheld
 from .plan import BakePlan, TensorPlan
 from .proof import Proof, prove
 from .recipe import baked_metadata
@@ -39,6 +40,8 @@ class BakeResult(Brief):
     proof: Proof
     #: Tensors for which the device had too little memory, so that the CPU made them.
     redone: tuple[str, ...]
+    #: Tensors with numbers that their dtype cannot hold, where that was allowed.
+    unheld: tuple[Unheld, ...]
     seconds: float
     size: int
 
@@ -51,17 +54,21 @@ def run_bake(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     cancel: Cancel | None = None,
+    refuse_overflow: bool = True,
 ) -> BakeResult:
     """Writes the checkpoint ``source`` with the changes of ``plan`` to a new file ``target``.
 
     An existing file is never replaced: the path that was used is in the result. ``progress`` is told
     (tensors done, of how many, the next one); ``cancel`` is asked between them, and may raise its own
-    exception. Raises CancelledError, LycorisError or FileFormatError; then there is no new file.
+    exception. Every tensor that is changed or converted is looked at for numbers that its dtype cannot hold:
+    BadValueError, or with ``refuse_overflow`` False a line of the report. Raises CancelledError, LycorisError
+    or FileFormatError; then there is no new file.
     """
     start = time.perf_counter()
     stop = cancel or (lambda: False)
     place = torch.device(device)
     redone: list[str] = []
+    lost: list[Unheld] = []
     with torch.no_grad(), SafetensorsReader(Path(source)) as reader:
         if reader.header.tensors != plan.header.tensors:
             raise FileFormatError(
@@ -87,6 +94,10 @@ def run_bake(
                     behind.append(pool.submit(writer.copy, reader, first.info.name, last.info.name))
                 else:
                     baked = _made(weights, first, place, redone)
+                    problem = unheld(first, baked, reader)
+                    if problem is not None and refuse_overflow:
+                        raise BadValueError(f"{problem}. Nothing was written. {problem.advice}")
+                    lost += [] if problem is None else [problem]
                     _wait(behind)
                     behind.append(pool.submit(writer.write, first.info.name, baked.tensor))
                     if baked.scale is not None and first.scale is not None:
@@ -95,10 +106,12 @@ def run_bake(
             _wait(behind)
             for name, scale in scales.items():
                 writer.replace(name, scale)
-            proof = prove(plan, reader, writer.unpublished, weights, place, stop)
+            known = {problem.name for problem in lost}
+            proof = prove(plan, reader, writer.unpublished, weights, place, stop, known)
     if progress is not None:
         progress(total, total, "written and checked")
-    return BakeResult(writer.path, plan, proof, tuple(redone), time.perf_counter() - start, writer.file_size)
+    seconds = time.perf_counter() - start
+    return BakeResult(writer.path, plan, proof, tuple(redone), tuple(lost), seconds, writer.file_size)
 
 
 def _wait(behind: list[Future[None]]) -> None:

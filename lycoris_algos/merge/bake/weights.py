@@ -1,5 +1,7 @@
 """Computes the tensors of a bake: each is read, changed as a loaded model's weights are, and rounded once.
 
+How far a tensor's numbers reach is noted while they are rounded: see ``overflow``.
+
 A weight that is stored in the dtype that it was read in goes through ``apply_`` as it is, which works on rows
 whose float32 copy stays in the cache. Everything else (another dtype, a scale, several spots, a transposed
 or swapped one) is widened whole first. Both round once.
@@ -25,7 +27,7 @@ from ...io import SafetensorsReader, TensorInfo
 from ...model_files.places import put, row_ranges, seen, swap_halves
 from ...model_files.storage import new_scale, scale_of
 from ...ops.dtypes import compute_dtype
-from ...ops.rounding import STOCHASTIC, generator_for, stochastic
+from ...ops.rounding import STOCHASTIC, Extremes, generator_for, nearest, stochastic
 from ...structures import Structure, apply_
 from ...text import Brief, quoted
 from .matching import PlannedChange
@@ -37,9 +39,10 @@ OUT_OF_MEMORY: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.O
 
 @dataclass(frozen=True, eq=False)
 class Baked(Brief):
-    """A tensor as it goes into the file, and its new scale where it is stored with one."""
+    """A tensor as it goes into the file, how far it reached before, and the scale that it is stored with."""
 
     tensor: Tensor
+    extremes: Extremes
     scale: Tensor | None = None
 
 
@@ -65,13 +68,14 @@ class Weights:
         return baked
 
     def _baked(self, item: TensorPlan, device: torch.device) -> Baked:
+        extremes = Extremes()
         if _direct(item):
-            return Baked(self._changed_as_stored(item, device))
+            return Baked(self._changed_as_stored(item, device, extremes), extremes)
         wide = self.exact(item, device)
         if item.keeps_scale:
             scale = self._new_scale(item, wide)
-            return Baked(self._rounded(wide / scale.to(wide), item), scale.cpu())
-        return Baked(self._rounded(wide, item))
+            return Baked(self._rounded(wide / scale.to(wide), item, extremes), extremes, scale.cpu())
+        return Baked(self._rounded(wide, item, extremes), extremes)
 
     def exact(self, item: TensorPlan, device: torch.device) -> Tensor:
         """The changed weight before it is rounded, in float32 (float64 for float64), on ``device``."""
@@ -104,14 +108,16 @@ class Weights:
             wide.mul_(self._reader[scale].to(device, dtype).reshape(()))
         return wide
 
-    def _changed_as_stored(self, item: TensorPlan, device: torch.device) -> Tensor:
+    def _changed_as_stored(self, item: TensorPlan, device: torch.device, extremes: Extremes) -> Tensor:
         stored = self._read(item.info, self._result)
         (change,) = item.changes
         weight = stored if device.type == "cpu" else stored.to(device)
         (spot,) = change.spots
         own = seen(weight, spot)
         entries = _made(change, own.shape, own.dtype, lambda: own.to(compute_dtype(own.dtype), copy=True))
-        result = _changed(weight, change, entries)
+        result = _changed(weight, change, entries, extremes)
+        if spot.part is not None:  # the rest of the tensor, which nothing went over
+            extremes.see(result)
         return result if device.type == "cpu" else result.cpu()
 
     def _new_scale(self, item: TensorPlan, wide: Tensor) -> Tensor:
@@ -120,14 +126,13 @@ class Weights:
         number = new_scale(wide, item.dtype)
         return torch.full(info.shape, number, dtype=info.dtype, device=wide.device)
 
-    def _rounded(self, wide: Tensor, item: TensorPlan) -> Tensor:
+    def _rounded(self, wide: Tensor, item: TensorPlan, extremes: Extremes) -> Tensor:
         if item.dtype in STOCHASTIC:
-            return stochastic(wide, item.dtype, generator_for(self._seed, item.info.name))
-        if wide.dtype == item.dtype:
-            return wide.cpu()
-        if wide.device.type != "cpu":
+            return stochastic(wide, item.dtype, generator_for(self._seed, item.info.name), extremes)
+        if wide.dtype == item.dtype or wide.device.type != "cpu":
+            extremes.see(wide)
             return wide.to(item.dtype).cpu()
-        return self._buffer(self._result, tuple(wide.shape), item.dtype).copy_(wide)
+        return nearest(wide, self._buffer(self._result, tuple(wide.shape), item.dtype), extremes)
 
     def _read(self, info: TensorInfo, use: str) -> Tensor:
         stored = self._buffer(use, info.shape, info.dtype)
@@ -210,7 +215,12 @@ def _change_pieces(
             put(weights[spot.key], spot, piece)
 
 
-def _changed(weight: Tensor, change: PlannedChange, entries: list[tuple[Structure, float]]) -> Tensor:
+def _changed(
+    weight: Tensor,
+    change: PlannedChange,
+    entries: list[tuple[Structure, float]],
+    extremes: Extremes | None = None,
+) -> Tensor:
     """``weight`` with a change of one spot, in place where the adapters do not enlarge it."""
     (spot,) = change.spots
     try:
@@ -218,7 +228,7 @@ def _changed(weight: Tensor, change: PlannedChange, entries: list[tuple[Structur
             part = weight if spot.part is None else weight.narrow(*spot.part)
             apply_(part, entries, transform=swap_halves, inverse=swap_halves)
             return weight
-        result = apply_(seen(weight, spot), entries)
+        result = apply_(seen(weight, spot), entries, extremes=extremes)
     except LycorisError as error:
         raise error.with_context(f"layer {quoted(change.layers[0])}") from error
     if spot.transposed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -53,6 +54,8 @@ class CombineOptions(Parameters):
                 f"there is no output {quoted(self.output)}: choose one of {', '.join(outputs())}"
             )
         self.rank.check()
+        if not math.isfinite(self.scaling):
+            raise BadValueError(f"lambda is {self.scaling:g}, but must be finite")
         if self.scaling == 0:
             raise BadValueError("lambda is 0, which leaves nothing of the result")
         if self.rank.kind is RankKind.BUDGET and self.output == FULL:

@@ -249,7 +249,8 @@ def _can_be_kept(blank: ParameterPlan, options: CombineOptions, sources: Sequenc
     if options.rank.kind is RankKind.EXACT:
         return True
     rank = None if adapter.plain is None else adapter.plain.rank
-    return options.rank.kind is RankKind.FIXED and rank is not None and rank <= options.rank.value
+    rule = options.rank.of(blank.shape)
+    return rule.kind is RankKind.FIXED and rank is not None and rank <= rule.value
 
 
 def _summed_form(own: Sequence[Contribution], options: CombineOptions) -> str | None:

@@ -126,6 +126,8 @@ def _recipe(plan: CombinePlan) -> dict[str, object]:
     }
     if options.rank.kind is not RankKind.EXACT:
         recipe["rank_value"] = options.rank.value
+        more = {"largest_rank": options.rank.most, "convolution_rank": options.rank.convolution}
+        recipe.update({name: value for name, value in more.items() if value})
     if plan.base is not None:
         recipe["base"] = plan.base.record()
     return recipe

@@ -20,7 +20,8 @@ from ...deltas import Demand, allocate, change_of, difference, factors_of, gram,
 from ...errors import BadValueError, CancelledError, LycorisError
 from ...formats import dialect_of
 from ...network import AdapterSet, Unmatched
-from ...network.convert import stored
+from ...network.convert import formed, stored
+from ...network.peft_form import WITHOUT_ALPHA
 from ...network.respelling import in_one_dialect
 from ...ops.ranks import RankKind, RankRule
 from ...structures import Dense, LowRank, Structure, Sum, pays
@@ -83,7 +84,7 @@ def _adapter_set(plan: CombinePlan, layers: dict[str, LayerAdapter], name: str) 
     sources = plan.sources
     spoken = sorted({dialect_of(layer).name for layer in layers})
     spelled, dialect = in_one_dialect(layers, [source.adapters.dialect for source in sources], plan.base)
-    layers = stored(spelled, layers, None, insisting=False)
+    layers = stored(formed(spelled, None, insisting=False), spelled, layers, None)
     note = f"the files are spelled as {' and '.join(spoken)}, the result as {dialect}"
     if len(spoken) == 1:
         note = ""
@@ -171,9 +172,15 @@ class _Run(Brief):
         """On the CPU, in ``dtype``, in the vector's own class, and with the enlargement of its sources."""
         own = [c.adapter for c in parameter.contributions]
         adapter = _as_vector(stored, own, parameter.what) if parameter.is_vector else _alone(stored)
-        adapter = replace(adapter, reshape=own[0].reshape).cast(dtype, torch.device("cpu"))
-        adapter.require_finite()
-        return adapter
+        return self._stored(replace(adapter, reshape=own[0].reshape), dtype, torch.device("cpu"))
+
+    def _stored(
+        self, adapter: LayerAdapter, dtype: torch.dtype, device: torch.device | None = None
+    ) -> LayerAdapter:
+        """``adapter`` in ``dtype``. Raises BadValueError for what that cannot hold."""
+        if self.plan.sources[0].adapters.dialect not in WITHOUT_ALPHA:
+            adapter = adapter.filling(dtype)
+        return adapter.stored_as(dtype, device)
 
     def _keep(
         self, parameter: ParameterPlan, dtype: torch.dtype, device: torch.device
@@ -184,8 +191,7 @@ class _Run(Brief):
             return None, Outcome(parameter, None, 0, None, None)
         kept = own.adapter if factor == 1.0 else own.adapter.cast(torch.float32).multiplied(factor)
         assert kept is not None  # the plan looked
-        kept = replace(kept.cast(dtype), bias_extras=())
-        kept.require_finite()
+        kept = self._stored(replace(kept, bias_extras=()), dtype)
         rank = None if kept.algorithm is None else kept.algorithm.rank
         measured = None
         if not kept.needs_weight and parameter.size != (0, 0):
@@ -254,7 +260,7 @@ class _Run(Brief):
 
     def _fit(self, parameter: ParameterPlan, change: LowRank | Dense, rank: int | None) -> Fitted:
         options, forms = self.plan.options, fittable()
-        rule = options.rank if rank is None else RankRule(RankKind.BUDGET, rank)
+        rule = options.rank.of(parameter.shape) if rank is None else RankRule(RankKind.BUDGET, rank)
         like = parameter.contributions[0].adapter.plain if options.output == SAME else None
         request = FitRequest(change, parameter.shape, rule, like, options.factor)
         fitted = forms[FULL if parameter.is_vector else parameter.form].fit(request)
@@ -281,7 +287,8 @@ class _Run(Brief):
             numbers = fittable()[parameter.form].numbers_per_rank(*parameter.size)
             times = numbers // sum(parameter.size)  # a rank of a LoHa costs two of a LoRA
             cost = numbers * dtype.itemsize
-            demands[parameter.name] = Demand(values[::times], cost, times * overhead)
+            most = self.plan.options.rank.of(parameter.shape).most or values.numel()
+            demands[parameter.name] = Demand(values[::times][: max(1, most // times)], cost, times * overhead)
         return allocate(demands, int(self.plan.options.rank.value * 1e6), fixed)
 
 

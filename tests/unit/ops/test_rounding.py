@@ -7,7 +7,14 @@ import hashlib
 import pytest
 import torch
 
-from lycoris_algos.ops.rounding import STOCHASTIC, generator_for, stochastic
+from lycoris_algos.ops.rounding import (
+    STOCHASTIC,
+    Extremes,
+    generator_for,
+    nearest,
+    overflow_threshold,
+    stochastic,
+)
 
 DTYPES = sorted(STOCHASTIC, key=str)
 
@@ -78,3 +85,32 @@ def test_shapes_strides_and_dtypes() -> None:
 
 #: How the digest above begins.
 FIRST = "ae201c269f9c9e74"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e5m2])
+def test_the_threshold_is_where_numbers_become_infinite(dtype: torch.dtype) -> None:
+    threshold = overflow_threshold(dtype)
+    below, at = torch.tensor([(torch.finfo(dtype).max + threshold) / 2, threshold], dtype=torch.float64)
+    assert float(below.to(dtype)) == torch.finfo(dtype).max
+    if dtype is not torch.float8_e5m2:  # PyTorch's versions differ in whether fp8 saturates
+        assert at.to(dtype).isinf()
+
+
+def test_the_threshold_of_e4m3() -> None:
+    assert overflow_threshold(torch.float8_e4m3fn) == 464.0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -70000.0])
+@pytest.mark.parametrize("place", [0, (1 << 15) + 7, 300_000])
+def test_extremes_see_every_block(bad: float, place: int) -> None:
+    values = torch.linspace(-1, 1, 300_001)
+    seen = Extremes()
+    nearest(values, torch.empty(300_001, dtype=torch.float16), seen)
+    assert seen.largest == 1.0
+    values[place] = bad
+    extremes, others = Extremes(), Extremes()
+    rounded = nearest(values, torch.empty(300_001, dtype=torch.float16), extremes)
+    stochastic(values, torch.float8_e5m2, generator_for(0, "x"), others)
+    assert torch.equal(rounded.nan_to_num(nan=7.0), values.half().nan_to_num(nan=7.0))
+    for seen in (extremes, others):
+        assert not seen.largest < overflow_threshold(torch.float16)

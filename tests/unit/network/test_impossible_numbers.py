@@ -1,0 +1,102 @@
+"""Numbers that no training uses, in files, configurations and strengths: refused in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import lycoris_algos
+from lycoris_algos.errors import BadValueError, LycorisError, ShapeMismatchError
+from lycoris_algos.network import StackEntry
+
+LORA = {"a.lora_up.weight": torch.ones(24, 2), "a.lora_down.weight": torch.ones(2, 16)}
+PEFT = {
+    "base_model.model.a.to_q.lora_A.weight": torch.ones(2, 16),
+    "base_model.model.a.to_q.lora_B.weight": torch.ones(24, 2),
+}
+LOKR = {"base_model.model.a.lokr_w1": torch.ones(4, 4), "base_model.model.a.lokr_w2": torch.ones(6, 4)}
+
+
+def peft(**fields: object) -> dict[str, str]:
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, **fields}
+    return {"lora_adapter_metadata": json.dumps(settings)}
+
+
+@pytest.mark.parametrize("alpha", [1e300, 1e39, float("inf"), float("nan"), -1e35])
+def test_an_alpha_that_no_training_uses(alpha: float) -> None:
+    with pytest.raises(BadValueError, match="'alpha' is"):
+        lycoris_algos.from_tensors({**LORA, "a.alpha": torch.tensor(alpha, dtype=torch.float64)})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "fields"),
+    [
+        (PEFT, {"lora_alpha": 1e299}),
+        (LOKR, {"peft_type": "LOKR", "r": -4, "use_rslora": True}),
+        (LOKR, {"peft_type": "LOKR", "r": 1e-200, "lora_alpha": 1e200}),
+    ],
+)
+def test_settings_that_make_alpha_impossible(tensors: dict[str, Tensor], fields: dict[str, object]) -> None:
+    with pytest.raises(BadValueError):
+        lycoris_algos.from_tensors(tensors, peft(**fields))
+
+
+@pytest.mark.parametrize("alpha", [10**400, 1e308, "2", None, float("nan")])
+def test_settings_that_are_no_sane_number_are_passed_over(alpha: object) -> None:
+    layers = lycoris_algos.from_tensors(PEFT, peft(lora_alpha=alpha, alpha=None))
+    assert all(bool(layer.delta((24, 16)).isfinite().all()) for layer in layers.values())
+
+
+@pytest.mark.parametrize("size", ["inf", "nan", "1e300", "-5", "x"])
+def test_a_block_size_that_cannot_be(size: str) -> None:
+    args = {"ss_network_args": json.dumps({"algo": "dylora", "block_size": size})}
+    tensors = {**LORA, "a.alpha": torch.tensor(2.0)}
+    try:
+        layer = lycoris_algos.from_tensors(tensors, args)["a"]
+    except LycorisError:
+        return
+    assert bool(layer.delta((24, 16)).isfinite().all())
+
+
+def test_blocks_of_four_dimensions() -> None:
+    split = {"a.oft_blocks.0": torch.ones(2, 2, 2, 2), "a.oft_blocks.1": torch.ones(1, 6, 6)}
+    with pytest.raises(ShapeMismatchError, match=r"'oft_blocks\.0' has 4 dimensions"):
+        lycoris_algos.from_tensors(split)
+
+
+@pytest.mark.parametrize("shape", [(24, 2**24), (48, 32)])
+def test_a_weight_is_only_enlarged_to_what_its_adapter_fills(shape: tuple[int, int]) -> None:
+    tensors = {"a.oft_blocks": torch.zeros(6, 4, 4), "a.reshape_weight": torch.tensor(shape)}
+    with pytest.raises(ShapeMismatchError, match="enlarges its weight"):
+        lycoris_algos.from_tensors(tensors)
+
+
+@pytest.mark.parametrize("strength", [1e39, -1e39, 1e7, float("inf"), float("nan")])
+def test_a_strength_that_cannot_be(strength: float) -> None:
+    adapters = lycoris_algos.from_tensors(LORA, name="my file")
+    for entry in ((strength, 1.0), (1.0, strength)):
+        with pytest.raises(BadValueError, match="the strength of 'my file' is"):
+            StackEntry(adapters, *entry)
+    with pytest.raises(BadValueError, match="the strength of"):
+        StackEntry(adapters, 100.0).scaled(strength, 1.0)
+
+
+def test_a_number_times_a_strength_stays_a_number() -> None:
+    layer = lycoris_algos.from_tensors({**LORA, "a.alpha": torch.tensor(9e29)})["a"]
+    assert bool(layer.add_to_(torch.zeros(24, 16), 1e6).isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["a\0b.safetensors", "a\ud800.safetensors"])
+def test_names_that_are_none(name: str, tmp_path: Path) -> None:
+    with pytest.raises(LycorisError, match="not a possible file name"):
+        lycoris_algos.save(lycoris_algos.from_tensors(LORA), tmp_path / name)
+
+
+def test_half_a_letter_in_the_notes_of_a_torch_file(tmp_path: Path) -> None:
+    torch.save({**LORA, "note": "x\ud800"}, tmp_path / "s.pt")
+    path = lycoris_algos.save(lycoris_algos.load(tmp_path / "s.pt"), tmp_path / "s.safetensors")
+    assert lycoris_algos.load(path).metadata["note"] == "x?"
