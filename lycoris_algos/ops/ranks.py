@@ -45,13 +45,12 @@ class RankRule:
         """Raises BadValueError for a number that the rule cannot use."""
         kind, value = self.kind, self.value
         if not math.isfinite(value):
-            raise BadValueError(f"the number for '{kind.value}' is {value:g}, but must be finite")
+            raise BadValueError(f"the number of the rank rule is {value:g}, but must be finite")
         if min(self.most, self.convolution) < 0:
             raise BadValueError("a largest rank is a whole number from 1 on, or 0 for none")
         if kind is RankKind.EXACT and (self.most or self.convolution):
             raise BadValueError(
-                "'exact' keeps all ranks, so there is no largest one: choose energy, a size budget or one of "
-                "kohya's rules"
+                "'exact' keeps all ranks, so there is no largest one: choose another rank rule"
             )
         if kind is RankKind.FIXED and self.most:
             raise BadValueError("a fixed rank is the same everywhere, so there is no largest one")
