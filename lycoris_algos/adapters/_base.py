@@ -150,8 +150,8 @@ class Algorithm(Component):
         """The form that PEFT reads by its default configuration (alpha = rank); None where it has none."""
         return None
 
-    def filling(self, largest: float) -> Algorithm:
-        """The same change by numbers up to about ``largest``, for a number type of little range.
+    def filling(self) -> Algorithm:
+        """The same change by numbers of about 1, for a number type of little range.
 
         Itself for what is not in proportion to its tensors.
         """

@@ -212,7 +212,7 @@ class LayerAdapter(Brief):
         stored = {value.dtype for item in self.components() for _, value in item.tensors()}
         if self.algorithm is None or dtype not in STOCHASTIC or stored == {dtype}:
             return self
-        return replace(self, algorithm=self.algorithm.filling(torch.finfo(dtype).max))
+        return replace(self, algorithm=self.algorithm.filling())
 
     def stored_as(self, dtype: torch.dtype, device: torch.device | None = None) -> LayerAdapter:
         """``cast``, for a file. Raises BadValueError, naming the tensor, for what ``dtype`` cannot hold."""

@@ -17,10 +17,13 @@ from ._base import Algorithm
 _A = TypeVar("_A", bound=Algorithm)
 # Powers of two; alpha stays far from the ends of float32 with the factors of a LoHa.
 _FURTHEST = 20
+# Far enough above fp8's smallest number for full precision, and small enough that products of the factors,
+# with activations too, stay within fp16 for readers who compute in it.
+_REACH = 4.0
 
 
-def filling_range(algorithm: _A, largest: float) -> _A:
-    """``algorithm`` with each of its tensors, to which its change is in proportion, reaching to ``largest``.
+def filling_range(algorithm: _A) -> _A:
+    """``algorithm`` with each of its tensors, to which its change is in proportion, reaching to about 4.
 
     They become float32. Itself where nothing that it stores could make up for it.
     """
@@ -34,7 +37,7 @@ def filling_range(algorithm: _A, largest: float) -> _A:
         if isinstance(value, Tensor):
             reach = float(value.float().abs().max())
             if math.isfinite(reach) and reach > 0.0:
-                power = math.floor(math.log2(largest / reach))
+                power = math.floor(math.log2(_REACH / reach))
                 factor = 2.0 ** max(-_FURTHEST, min(power, _FURTHEST))
                 changed[field.name] = times(value.float(), factor)
                 product *= factor

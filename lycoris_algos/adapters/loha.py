@@ -95,8 +95,8 @@ class LoHa(Algorithm):
     def exact_rank(self) -> int:
         return self.rank * self.w2_b.shape[0]
 
-    def filling(self, largest: float) -> LoHa:
-        return filling_range(self, largest)
+    def filling(self) -> LoHa:
+        return filling_range(self)
 
     def multiplied(self, factor: float) -> LoHa:
         return replace(self, w1_a=times(self.w1_a, factor))

@@ -138,8 +138,8 @@ class LoKr(Algorithm):
         w2 = w2.reshape(w2.shape[0], w2.shape[1] // torch.Size(kernel).numel(), *kernel)
         return cls(w1=w1.contiguous(), w2=w2.contiguous(), alpha=1.0)
 
-    def filling(self, largest: float) -> LoKr:
-        return filling_range(self, largest)
+    def filling(self) -> LoKr:
+        return filling_range(self)
 
     def multiplied(self, factor: float) -> LoKr:
         if self.w1 is not None:

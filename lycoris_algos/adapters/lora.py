@@ -95,8 +95,8 @@ class LoRA(Algorithm):
             down = down.reshape(-1, *shape[1:])
         return cls(up.contiguous(), down.contiguous(), None, float(down.shape[0]))
 
-    def filling(self, largest: float) -> LoRA:
-        return filling_range(self, largest)
+    def filling(self) -> LoRA:
+        return filling_range(self)
 
     def multiplied(self, factor: float) -> LoRA:
         return replace(self, up=times(self.up, factor))

@@ -165,7 +165,7 @@ def test_every_name_of_core_bakes_as_it_is_applied(
     model, _ = load(name)
     base = link(bases, name)
     layers: dict[str, tiny.Tensors] = {}
-    taken: set[Any] = set()
+    taken: dict[str, set[Any]] = {}
     parameters = model.model.state_dict()
     for layer, target in comfy.lora.model_lora_keys_unet(model.model, {}).items():
         key = target if isinstance(target, str) else target[0]
@@ -174,11 +174,13 @@ def test_every_name_of_core_bakes_as_it_is_applied(
         weight = parameters[key]
         if not isinstance(target, str) and target[1] is not None:
             weight = weight.narrow(*target[1])
-        # One name for each target; some weights are changed as a whole and in parts.
-        if weight.dim() < 2 or target in taken or weight.shape[0] % 4:
+        # One name for each target: a weight is changed as a whole or in parts, as the first name has it.
+        part = None if isinstance(target, str) else target[1]
+        others = taken.get(key, set())
+        if weight.dim() < 2 or weight.shape[0] % 4 or part in others or (others and None in {part, *others}):
             continue
         if layer.startswith(("transformer.", "lora_unet_", "diffusion_model.")):
-            taken.add(target)
+            taken.setdefault(key, set()).add(part)
             layers[layer] = tiny.make(algo, weight, layer)
     stack = apply.stack(layers)
 

@@ -50,6 +50,6 @@ def outcome(subject: Subject, file: File, host: SimpleNamespace) -> Outcome:
         target = expected_target(layer, shapes, subject.prefix)
         if placed.get(name) == [target]:
             reached += 1
-        elif name in placed:
-            wrong.append(f"{name}: placed at {placed[name]} instead of {target}")
+        else:
+            wrong.append(f"{name}: placed at {placed.get(name)} instead of {target}")
     return Outcome(len(file.layers), reached, tuple(wrong))

@@ -366,9 +366,11 @@ def unet(shapes: Shapes, config: Mapping[str, Any]) -> list[Layer]:
     import comfy.utils
 
     table = comfy.utils.unet_to_diffusers(dict(config))  # made from sets, so in any order
+    # A model calls its label embedding by one of two names (``add_embedding``, ``class_embedding``).
+    one_name = {key: name for name, key in sorted(table.items(), reverse=True)}
     return [
         Layer(name.removesuffix(".weight"), key.removesuffix(".weight"))
-        for name, key in sorted(table.items())
+        for key, name in sorted(one_name.items(), key=lambda item: item[1])
         if name.endswith(".weight") and len(shapes.get(key, ())) > 1
     ]
 
