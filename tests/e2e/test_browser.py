@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from lab.browser import ComfyPage, open_page
 from lab.server import PACK_FOLDER, ComfyServer
 from lab.workflows import Prompt
 
+#: How many widgets a node had before others were added after them.
+EARLIER_WIDGETS = {"MergeLyCORIS": 6, "CombineLyCORIS": 15}
 REPORT = ".lycoris-report"
 """The element in which the pack's script shows a node's report."""
 
@@ -51,3 +54,29 @@ def test_every_example_workflow_opens_and_runs(server: ComfyServer, browser: Pat
                 for node in workflows.load(name).values()
                 if workflows.is_ours(node["class_type"])
             }
+
+
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["litegraph", "nodes2"])
+@pytest.mark.parametrize("node_type", EARLIER_WIDGETS)
+def test_a_workflow_saved_with_fewer_widgets_runs(
+    node_type: str, vue_nodes: bool, server: ComfyServer, browser: Path
+) -> None:
+    """The report's place and the page's text of the last run were saved as values after the widgets'."""
+    workflow = json.loads(json.dumps(example(node_type)))
+    (node,) = (node for node in workflow["nodes"] if node["type"] == node_type)
+    earlier = node["widgets_values"][: EARLIER_WIDGETS[node_type]]
+    node["widgets_values"] = [*earlier, None, "530 of 539 layers"]
+    server.write_settings(**{"Comfy.VueNodes.Enabled": vue_nodes})
+
+    with open_page(server.url, browser) as page:
+        page.load(workflow)
+        kind, detail = page.queue()
+        assert kind == "execution_success", detail
+        (saved,) = (node for node in json.loads(page.exported())["nodes"] if node["type"] == node_type)
+        assert saved["widgets_values"] == example_values(node_type)
+
+
+def example_values(node_type: str) -> list[object]:
+    (node,) = (node for node in example(node_type)["nodes"] if node["type"] == node_type)
+    values: list[object] = node["widgets_values"]
+    return values

@@ -58,10 +58,7 @@ def test_the_plain_workflow_has_the_models_straight_from_the_loader(name: str) -
     assert [node["inputs"]["clip"] for node in prompts] == [["1", 1], ["1", 1]]
 
 
-def test_examples_hold_no_progress_of_the_run_that_made_them() -> None:
-    node = {"type": "MergeLyCORIS", "widgets_values": ["merged", 1.0, None, "530 of 539: a.norm1.bias"]}
-    tidied = json.loads(make_examples.tidy(json.dumps({"nodes": [node, {"type": "Note"}]}), "x"))
-    assert tidied["nodes"][0]["widgets_values"] == ["merged", 1.0, None]
+def test_examples_hold_nothing_of_the_machine_that_made_them() -> None:
     for path in paths.EXAMPLE_WORKFLOWS.glob("*.json"):
         text = path.read_text("utf-8")
         assert json.loads(make_examples.tidy(text, path.stem)) == json.loads(text), path.name

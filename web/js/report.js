@@ -90,6 +90,12 @@ function boxOf(node) {
   return widget.element;
 }
 
+/** Saved values up to the first that is none. */
+function upToHole(values) {
+  const hole = Array.from(values).findIndex((value) => value == null);
+  return hole < 0 ? values : values.slice(0, hole);
+}
+
 function show(node, output) {
   // Not .value: as its content, the text is also in the page's text.
   if (output?.text && isOurs(node)) boxOf(node).firstChild.textContent = [output.text].flat().join("\n");
@@ -102,6 +108,22 @@ app.registerExtension({
     if (!isOurs(node)) return;
     // Output nodes have something to say at every run, so their box is there before the first one.
     if (node.constructor.nodeData.output_node) boxOf(node);
+
+    // The page saves values by position: the box leaves a hole there, and only the page's own text of the last
+    // run stands after it. Neither may become the value of a widget that this node has got since.
+    const defaults = new Map(node.widgets?.map((widget) => [widget, widget.value]));
+    const serialized = node.onSerialize;
+    node.onSerialize = function (info) {
+      serialized?.apply(this, arguments);
+      if (info.widgets_values) info.widgets_values = upToHole(info.widgets_values);
+    };
+    const configured = node.onConfigure;
+    node.onConfigure = function (info) {
+      const count = upToHole(info.widgets_values ?? []).length;
+      const saved = (this.widgets ?? []).filter((widget) => widget.serialize !== false);
+      for (const widget of saved.slice(count)) if (defaults.has(widget)) widget.value = defaults.get(widget);
+      configured?.apply(this, arguments);
+    };
 
     // Called after each run, also when the result came from the cache.
     const executed = node.onExecuted;

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import re
 import sys
 import uuid
 from collections import defaultdict
@@ -55,8 +54,6 @@ NOTE = (
     "the names here are those of the project's test models."
 )
 NOTE_SIZE = (340, 180)
-PROGRESS = re.compile(r"\d+ of \d+: ")
-"""How the text begins that a long run leaves on its node, which the page saves like a widget's value."""
 BESIDE = {"VAEDecode"}
 """Small nodes that stand below what feeds them instead of taking a column."""
 
@@ -184,9 +181,6 @@ def tidy(text: str, name: str) -> str:
         # "ver" and "cnr_id" name the installed versions: a user's page would offer to install exactly those.
         kept = node.get("properties", {}).get("Node name for S&R")
         node["properties"] = {"Node name for S&R": kept} if kept else {}
-        values = node.get("widgets_values", [])
-        if any(PROGRESS.match(str(value)) for value in values):
-            node["widgets_values"] = [value for value in values if not PROGRESS.match(str(value))]
     return json.dumps(workflow, indent=2, ensure_ascii=False) + "\n"
 
 
