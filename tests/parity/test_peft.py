@@ -254,12 +254,15 @@ def test_names_without_a_prefix_follow_the_same_patterns(tmp_path: Path) -> None
 # ---- beside an adapter ------------------------------------------------------------------------------------
 
 
-def test_modules_that_were_saved_whole_are_listed(tmp_path: Path) -> None:
+def test_weights_that_were_saved_whole_replace_and_their_biases_are_listed(tmp_path: Path) -> None:
     options = {"r": 4, "lora_alpha": 2, "modules_to_save": ["wide"]}
     PeftCase("modules_to_save", peft.LoraConfig, LINEAR, options).save(tmp_path)
     loaded = lycoris_algos.load(tmp_path / FILE)
-    assert set(loaded) == {PREFIX + name for name in LINEAR}
-    assert {item.key for item in loaded.unmatched} == {f"{PREFIX}wide.weight", f"{PREFIX}wide.bias"}
+    assert set(loaded) == {PREFIX + name for name in (*LINEAR, "wide")}
+    saved = load_file(tmp_path / FILE)[f"{PREFIX}wide.weight"]
+    weight = torch.randn_like(saved)
+    assert torch.allclose(weight + loaded[f"{PREFIX}wide"].delta(weight), saved, atol=1e-6)
+    assert {item.key for item in loaded.unmatched} == {f"{PREFIX}wide.bias"}
     assert all("no known algorithm" in item.reason for item in loaded.unmatched)
 
 
