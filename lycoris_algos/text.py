@@ -34,12 +34,14 @@ _TAGS = str.maketrans({"<": "‹", ">": "›", "&": "＆"})
 _QUOTES = str.maketrans({'"': "”", "'": "’"})
 # Of ComfyUI's progress text: [[label|url]] becomes a link, by way of a placeholder within the text.
 _LINKS = re.compile(r"\[{2,}|\]{2,}|_{2,}(?=LNK)")
+# Of addresses, which the page makes links of wherever it finds one.
+_ADDRESSES = re.compile(r"(?<=:)/{2,}|w{3,}(?=\.)", re.IGNORECASE)
 
 
 def single_line(text: str, limit: int = NAME) -> str:
     """A stranger's ``text`` for a message: one line, at most ``limit`` long, with nothing that is obeyed."""
     line = plain_line(text, limit).translate(_QUOTES).translate(_TAGS)
-    return _LINKS.sub(_first_character, line)
+    return _ADDRESSES.sub(_first_character, _LINKS.sub(_first_character, line))
 
 
 def quoted(name: str, limit: int = NAME) -> str:

@@ -8,12 +8,13 @@ import unicodedata
 NAMES = {
     "element": '<img src=x onerror="window.__ran=1"> &lt;script&gt;',
     "link": "[[[click|javascript:alert(1)]]] ____LNKLNK0__",
+    "address": "see https://example.org and WWW.example.org",
     "line": "zz\n99 of 99 layers applied\r99 of 99\u2028\x8599 of 99",
     "escape": "a\x1b[2J\x1b]0;title\x07\x9b31m\x7f\x00",
     "direction": "a\u202egnp.\u2066x\u200f\u200b\ufeff",
     "long": "k" * 200_000,
 }
-_FORBIDDEN = ("<", ">", "&", "[[", "]]", "__LNK")
+_FORBIDDEN = ("<", ">", "&", "[[", "]]", "__LNK", "://example", "WWW.example")
 _LONGEST = 20_000
 
 
