@@ -3,15 +3,15 @@
 The new file appears under its name only when it is complete, on the disk and proven; whatever stops the run
 (an error, a full disk, the user, a kill) leaves nothing that could be taken for a model.
 
-Writing takes as long as reading and computing, so it is done beside them, one tensor behind.
+Workers read and change tensors, each one of its own, while this thread writes those that are done, in order.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from ..._types import Cancel, Progress
 from ...errors import BadValueError, CancelledError, FileFormatError, LycorisError
 from ...io import SafetensorsReader, SafetensorsWriter
+from ...ops.workers import Workers
 from ...text import Brief, quoted
 from .overflow import Unheld, unheld
 from .plan import BakePlan, TensorPlan
@@ -77,60 +78,63 @@ def run_bake(
         tensors = {item.info.name: (item.dtype, item.shape) for item in plan.tensors}
         order = [item.info.name for item in plan.tensors]
         writer = SafetensorsWriter(Path(target), tensors, baked_metadata(plan, reader), order)
-        weights = Weights(reader, plan.seed)
         scales: dict[str, Tensor] = {}
         total = len(plan.tensors)
         done = 0
-        # The pool ends first, so nothing is being written any more when the writer finishes or cleans up.
-        with writer, ThreadPoolExecutor(1, "bake") as pool:
-            behind: list[Future[None]] = []
-            for stretch in _stretches(plan):
+        # The workers end first, so nothing is being read any more when the writer finishes or cleans up.
+        with writer, Workers(place) as workers:
+            # One more than there are workers: a tensor is being written while each makes another.
+            makers = [Weights(reader, plan.seed) for _ in range(workers.count + 1)]
+            work = partial(_made, device=place)
+            for stretch, made in workers.results(work, _stretches(plan), makers):
                 if stop():
                     raise CancelledError("stopped: nothing was written")
                 first, last = stretch[0], stretch[-1]
                 if progress is not None:
                     progress(done, total, first.info.name)
-                if first.copied:
-                    behind.append(pool.submit(writer.copy, reader, first.info.name, last.info.name))
+                if made is None:
+                    writer.copy(reader, first.info.name, last.info.name)
                 else:
-                    baked = _made(weights, first, place, redone)
-                    problem = unheld(first, baked, reader)
+                    problem = unheld(first, made.baked, reader)
                     if problem is not None and refuse_overflow:
                         raise BadValueError(f"{problem}. Nothing was written. {problem.advice}")
                     lost += [] if problem is None else [problem]
-                    _wait(behind)
-                    behind.append(pool.submit(writer.write, first.info.name, baked.tensor))
-                    if baked.scale is not None and first.scale is not None:
-                        scales[first.scale] = baked.scale
+                    redone += [first.info.name] if made.redone else []
+                    writer.write(first.info.name, made.baked.tensor)
+                    if made.baked.scale is not None and first.scale is not None:
+                        scales[first.scale] = made.baked.scale
                 done += len(stretch)
-            _wait(behind)
             for name, scale in scales.items():
                 writer.replace(name, scale)
             known = {problem.name for problem in lost}
-            proof = prove(plan, reader, writer.unpublished, weights, place, stop, known)
+            proof = prove(plan, reader, writer.unpublished, workers, makers, place, stop, known)
     if progress is not None:
         progress(total, total, "written and checked")
     seconds = time.perf_counter() - start
     return BakeResult(writer.path, plan, proof, tuple(redone), tuple(lost), seconds, writer.file_size)
 
 
-def _wait(behind: list[Future[None]]) -> None:
-    """Until all of it is done; raises what the first that failed raised."""
-    for future in behind:
-        future.result()
-    behind.clear()
+@dataclass(frozen=True, eq=False)
+class _Made(Brief):
+    """A changed tensor, and whether the device had too little memory for it."""
+
+    baked: Baked
+    redone: bool
 
 
-def _made(weights: Weights, item: TensorPlan, device: torch.device, redone: list[str]) -> Baked:
-    """One tensor; once more on the CPU where the device runs out of memory."""
+def _made(stretch: list[TensorPlan], weights: Weights, device: torch.device) -> _Made | None:
+    """The changed tensor, on the CPU where the device has too little memory; None where it is to be copied."""
+    item = stretch[0]
+    if item.copied:
+        return None
     try:
-        return weights.make(item, device)
+        return _Made(weights.make(item, device), redone=False)
     except OUT_OF_MEMORY:
-        redone.append(item.info.name)
+        pass
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
-        return weights.make(item, torch.device("cpu"))
+        return _Made(weights.make(item, torch.device("cpu")), redone=True)
     except (OUT_OF_MEMORY, MemoryError) as error:
         raise LycorisError(
             f"{quoted(item.info.name)}: there is too little memory to change this weight"

@@ -7,10 +7,9 @@ whose float32 copy stays in the cache. Everything else (another dtype, a scale, 
 or swapped one) is widened whole first. Both round once.
 
 Where adapters have to see a layer that is stored in pieces as a whole, all its tensors are read and changed
-together when the first of them is asked for, and kept, of one layer at a time, until each has been taken.
+for each of them: that is rare, and so the tensors of a file stay independent of each other.
 
 Buffers live as long as the run: pages that are touched for the first time cost more than the arithmetic.
-There are two for results, so that one can be written while the next is made.
 """
 
 from __future__ import annotations
@@ -47,27 +46,18 @@ class Baked(Brief):
 
 
 class Weights:
-    """Makes the tensors of one run. Not for several threads: the buffers are used again."""
+    """Makes tensors of a run, one at a time: the buffers are used again."""
 
     def __init__(self, reader: SafetensorsReader, seed: int) -> None:
         self._reader = reader
         self._seed = seed
         self._buffers: dict[str, Tensor] = {}
-        self._together: _Together | None = None
-        self._result = "even"
 
     def make(self, item: TensorPlan, device: torch.device) -> Baked:
-        """The tensor ``item`` of the new file, computed on ``device``.
+        """The tensor ``item`` of the new file, computed on ``device``; valid until the next call.
 
-        It is valid until the call after the next. Raises LycorisError, naming the layer, and whatever PyTorch
-        raises when memory runs out.
+        Raises LycorisError, naming the layer, and whatever PyTorch raises when memory runs out.
         """
-        baked = self._baked(item, device)
-        # Only now: an attempt that failed must not take the buffer that is still being written.
-        self._result = "odd" if self._result == "even" else "even"
-        return baked
-
-    def _baked(self, item: TensorPlan, device: torch.device) -> Baked:
         extremes = Extremes()
         if _direct(item):
             return Baked(self._changed_as_stored(item, device, extremes), extremes)
@@ -78,18 +68,17 @@ class Weights:
         return Baked(self._rounded(wide, item, extremes), extremes)
 
     def exact(self, item: TensorPlan, device: torch.device) -> Tensor:
-        """The changed weight before it is rounded, in float32 (float64 for float64), on ``device``."""
+        """The changed weight before it is rounded, in float32 (float64 for float64), on ``device``.
+
+        Valid until the next call.
+        """
         name = item.info.name
         keys = {name, *(spot.key for change in item.changes for spot in change.spots)}
         if len(keys) == 1:
-            use = self._result if compute_dtype(item.info.dtype) == item.dtype else "wide"
+            use = "result" if compute_dtype(item.info.dtype) == item.dtype else "wide"
             return _all_changed({name: self._wide(name, device, use)}, item.changes)[name]
-        known = self._together
-        if known is None or not known.has(item, device):
-            self._together = None  # freed first
-            wide = {key: self._wide(key, device) for key in keys}
-            known = self._together = _Together(item.changes, device, _all_changed(wide, item.changes))
-        return known.weights.pop(name)
+        wide = {key: self._wide(key, device) for key in keys}
+        return _all_changed(wide, item.changes)[name]
 
     def _wide(self, key: str, device: torch.device, use: str | None = None) -> Tensor:
         """The weight ``key`` as it is in the base, unpacked, in the buffer ``use`` or one of its own."""
@@ -109,7 +98,7 @@ class Weights:
         return wide
 
     def _changed_as_stored(self, item: TensorPlan, device: torch.device, extremes: Extremes) -> Tensor:
-        stored = self._read(item.info, self._result)
+        stored = self._read(item.info, "result")
         (change,) = item.changes
         weight = stored if device.type == "cpu" else stored.to(device)
         (spot,) = change.spots
@@ -132,7 +121,7 @@ class Weights:
         if wide.dtype == item.dtype or wide.device.type != "cpu":
             extremes.see(wide)
             return wide.to(item.dtype).cpu()
-        return nearest(wide, self._buffer(self._result, tuple(wide.shape), item.dtype), extremes)
+        return nearest(wide, self._buffer("result", tuple(wide.shape), item.dtype), extremes)
 
     def _read(self, info: TensorInfo, use: str) -> Tensor:
         stored = self._buffer(use, info.shape, info.dtype)
@@ -150,18 +139,6 @@ class Weights:
             with torch.inference_mode(False):
                 buffer = self._buffers[use] = torch.empty(needed, dtype=torch.uint8)
         return buffer[:needed].view(dtype).view(shape)
-
-
-@dataclass(frozen=True, eq=False)
-class _Together(Brief):
-    """The changed tensors of one layer, as far as they have not been taken."""
-
-    changes: tuple[PlannedChange, ...]
-    device: torch.device
-    weights: dict[str, Tensor]
-
-    def has(self, item: TensorPlan, device: torch.device) -> bool:
-        return self.changes is item.changes and self.device == device and item.info.name in self.weights
 
 
 def _direct(item: TensorPlan) -> bool:
