@@ -123,7 +123,7 @@ class _Made(Brief):
 
 
 def _made(stretch: list[TensorPlan], weights: Weights, device: torch.device) -> _Made | None:
-    """The changed tensor, on the CPU where the device has too little memory; None where it is to be copied."""
+    """The changed tensor, made on the CPU where the device has too little memory; None: to be copied."""
     item = stretch[0]
     if item.copied:
         return None

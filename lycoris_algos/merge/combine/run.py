@@ -1,4 +1,4 @@
-"""Runs the plan of a combination, one parameter at a time: memory holds one layer's change, and the result.
+"""Runs the plan of a combination: memory holds one layer's change for each worker, and the result.
 
 With a size budget every layer is computed twice: once for its singular values, which decide how many ranks
 each layer gets, and once for its factors. Where the device has no memory for a layer, that layer is computed
@@ -7,8 +7,9 @@ again on the CPU, and the result says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from ...network.convert import formed, stored
 from ...network.peft_form import WITHOUT_ALPHA
 from ...network.respelling import in_one_dialect
 from ...ops.ranks import RankKind, RankRule
+from ...ops.workers import Workers
 from ...structures import Dense, LowRank, Structure, Sum, pays
 from ...text import Brief, quoted
 from .methods import Kind
@@ -53,16 +55,18 @@ def run_combine(
     """
     # Apple's GPUs have no float64, which the small decompositions need.
     chosen = torch.device("cpu" if torch.device(device).type == "mps" else device)
-    run = _Run(plan, chosen, progress, cancel)
-    ranks = run.budget() if plan.options.rank.kind is RankKind.BUDGET else {}
     layers: dict[str, LayerAdapter] = {}
     outcomes: list[Outcome] = []
-    for parameter in plan.parameters:
-        adapter, outcome = run.combine(parameter, ranks.get(parameter.name))
-        outcomes.append(outcome)
-        if adapter is not None:
-            known = layers.get(parameter.layer, LayerAdapter())
-            layers[parameter.layer] = _joined(known, adapter, parameter.what)
+    with Workers(chosen) as workers:
+        run = _Run(plan, chosen, workers, progress, cancel)
+        ranks = run.budget() if plan.options.rank.kind is RankKind.BUDGET else {}
+        for parameter, (adapter, outcome) in run.results(
+            plan.parameters, lambda item: run.combine(item, ranks.get(item.name))
+        ):
+            outcomes.append(outcome)
+            if adapter is not None:
+                known = layers.get(parameter.layer, LayerAdapter())
+                layers[parameter.layer] = _joined(known, adapter, parameter.what)
     if progress is not None:
         progress(plan.steps, plan.steps, "combined")
     if not layers:
@@ -114,16 +118,25 @@ class _Run(Brief):
 
     plan: CombinePlan
     device: torch.device
+    workers: Workers
     progress: Progress | None
     cancel: Cancel | None
     done: int = 0
+    #: A loaded model need not be able to give several weights at a time.
+    fetching: threading.Lock = field(default_factory=threading.Lock)
 
-    def _step(self, parameter: ParameterPlan) -> None:
-        if self.cancel is not None and self.cancel():
-            raise CancelledError("cancelled: nothing was combined")
-        if self.progress is not None:
-            self.progress(self.done, self.plan.steps, parameter.name)
-        self.done += 1
+    def results(
+        self, parameters: Sequence[ParameterPlan], work: Callable[[ParameterPlan], _T]
+    ) -> Iterator[tuple[ParameterPlan, _T]]:
+        """(parameter, ``work`` of it), in order. A GPU has memory for one at a time."""
+        ahead = range(2 * self.workers.count if self.device.type == "cpu" else 1)
+        for parameter, result in self.workers.results(lambda item, _: work(item), parameters, ahead):
+            if self.cancel is not None and self.cancel():
+                raise CancelledError("cancelled: nothing was combined")
+            if self.progress is not None:
+                self.progress(self.done, self.plan.steps, parameter.name)
+            self.done += 1
+            yield parameter, result
 
     def _with_fallback(self, parameter: ParameterPlan, work: Callable[[torch.device], _T]) -> tuple[_T, bool]:
         """``work`` on the run's device, or on the CPU where that has no room; and whether it came to that."""
@@ -141,7 +154,6 @@ class _Run(Brief):
 
     def combine(self, parameter: ParameterPlan, rank: int | None) -> tuple[LayerAdapter | None, Outcome]:
         """(the stored adapter or None, what became of it) of one weight or bias."""
-        self._step(parameter)
         (adapter, outcome), on_cpu = self._with_fallback(
             parameter, lambda device: self._combine(parameter, rank, device)
         )
@@ -235,7 +247,8 @@ class _Run(Brief):
     def _base_weight(self, parameter: ParameterPlan, device: torch.device) -> Tensor:
         """W in float64: V − W of a small change loses digits that float32 does not have."""
         assert self.plan.base is not None  # the plan insists
-        weight = self.plan.base.fetch(parameter.layer, parameter.what)
+        with self.fetching:
+            weight = self.plan.base.fetch(parameter.layer, parameter.what)
         return weight.to(device, torch.float64)
 
     def _replayed(self, parameter: ParameterPlan, device: torch.device) -> Tensor:
@@ -273,23 +286,26 @@ class _Run(Brief):
         """How many ranks each parameter gets for the budget, by name."""
         demands: dict[str, Demand] = {}
         fixed = 1024
-        for parameter in self.plan.parameters:
-            self._step(parameter)
+        for parameter, values in self.results(self.plan.parameters, self._spectrum):
             dtype = self.plan.options.dtype or _stored_dtype(parameter)
             overhead = 4 * (_ENTRY + len(parameter.layer) + 16)
-            if parameter.is_vector or parameter.route is Route.KEPT:
+            if values is None:
                 fixed += overhead + parameter.size[0] * max(1, parameter.size[1]) * dtype.itemsize
                 continue
-            values, _ = self._with_fallback(
-                parameter,
-                lambda device, p=parameter: self._change(p, device).spectrum().cpu(),  # type: ignore[misc]
-            )
             numbers = fittable()[parameter.form].numbers_per_rank(*parameter.size)
             times = numbers // sum(parameter.size)  # a rank of a LoHa costs two of a LoRA
             cost = numbers * dtype.itemsize
             most = self.plan.options.rank.of(parameter.shape).most or values.numel()
             demands[parameter.name] = Demand(values[::times][: max(1, most // times)], cost, times * overhead)
         return allocate(demands, int(self.plan.options.rank.value * 1e6), fixed)
+
+    def _spectrum(self, parameter: ParameterPlan) -> Tensor | None:
+        """The singular values of a change that gets ranks; None of others."""
+        if parameter.is_vector or parameter.route is Route.KEPT:
+            return None
+        return self._with_fallback(
+            parameter, lambda device: self._change(parameter, device).spectrum().cpu()
+        )[0]
 
 
 def _anything(change: LowRank | Dense) -> bool:

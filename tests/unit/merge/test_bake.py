@@ -63,6 +63,28 @@ def test_every_algorithm_bakes_as_it_is_applied(case: Case, tmp_path: Path) -> N
         assert torch.equal(after[f"{UNET}x.bias"], bias)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float8_e4m3fn])
+def test_the_file_does_not_depend_on_how_many_workers_there_are(
+    dtype: torch.dtype | None, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    shapes = {number: (96 + 16 * number, 640) for number in range(12)}
+    tensors = {
+        f"{UNET}blocks.{number}.linear.weight": torch.randn(shape, generator=generator).half()
+        for number, shape in shapes.items()
+    }
+    base = save_base(tmp_path, tensors)
+    layers = {f"lora_unet_blocks_{number}_linear": lora(shape=shape) for number, shape in shapes.items()}
+    threads, files = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            files.append(bake(base, entry(layers, 0.7), dtype=dtype).path.read_bytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert files[0] == files[1] == files[2]
+
+
 def test_a_base_of_one_tensor_is_a_model_as_well(tmp_path: Path) -> None:
     weight = torch.randn(24, 16)
     base = save_base(tmp_path, {f"{UNET}blocks.0.linear.weight": weight})

@@ -20,7 +20,8 @@ from lycoris_algos.merge.combine import (
     run_combine,
 )
 from lycoris_algos.model_files import WeightsInMemory
-from lycoris_algos.network import StackEntry
+from lycoris_algos.network import StackEntry, to_tensors
+from lycoris_algos.ops.ranks import RankKind, RankRule
 
 
 def test_weight_dependent_adapters_need_the_base() -> None:
@@ -193,3 +194,21 @@ def test_text_encoder_layers_have_their_own_strength(method: str, prefix: str) -
         wanted = expected(method, deltas, weights)
         got = to_numpy(result[name].delta((64, 48))) if name in result else np.zeros((64, 48))
         assert np.abs(got - wanted).max() < 1e-5 * np.abs(deltas).max()
+
+
+@pytest.mark.parametrize("method", ["sum", "dare", "ties"])
+def test_the_result_does_not_depend_on_how_many_workers_there_are(method: str) -> None:
+    stack = [StackEntry(linear(4, seed, shape=(320, 160), layers=9)) for seed in (1, 2)]
+    rank = RankRule(RankKind.BUDGET, 0.05)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(to_tensors(combine(stack, method=method, rank=rank).adapters))
+    finally:
+        torch.set_num_threads(threads)
+    first, *others = results
+    assert len(first) > 9
+    for other in others:
+        assert list(first) == list(other)
+        assert all(torch.equal(first[key], other[key]) for key in first)
