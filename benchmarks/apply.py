@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from lab.neighbours import busy
 from lab.pack import load_pack
 from lab.prime import prime_comfy
 
@@ -250,12 +251,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time per row")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--algo", action="append", help="only these (repeatable)")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="with N busy programs beside it")
     options = parser.parse_args()
     prime_comfy()
     torch.set_num_threads(options.threads)
     pack = load_pack()
     rows: list[Row] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), busy(options.busy):
         measure(
             "LoRA", SHAPES[0], torch.float16, pack, options.seconds
         )  # the first work of a process is slower
@@ -264,7 +266,8 @@ def main() -> None:
                 for shape in (*SMALL, *SHAPES):
                     rows.append(measure(algo, shape, dtype, pack, options.seconds))
                     print(table(rows[-1:]).splitlines()[2], file=sys.stderr, flush=True)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU\n")
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, CPU, busy programs beside it: {options.busy}\n")
     print(table(rows))
 
 

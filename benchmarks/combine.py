@@ -4,8 +4,8 @@
 
 Both give the best approximation of the sum (Eckart–Young), so their errors must agree; only the way differs.
 Each shape of SDXL's UNet is measured alone, alternating, and the median counts; the total is that of all its
-722 attention and feed-forward layers. "run" is the whole of ``run_combine`` on such layers: with the choice
-of ranks, rounding to the stored dtype, and the comparison of every layer with the live stack.
+722 attention and feed-forward layers. "run" is the whole of ``run_combine`` for each of eight such layers:
+with the choice of ranks, rounding to the stored dtype, and the comparison of every layer with the live stack.
 
 The dense SVD is torch.linalg.svd in float32, as resizing scripts call it.
 """
@@ -22,12 +22,16 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lycoris_algos import AdapterSet, LayerAdapter, from_tensors
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from lab.neighbours import busy
+
+from lycoris_algos import AdapterSet, from_tensors
 from lycoris_algos.merge.combine import CombineOptions, RankKind, RankRule, plan_combine, run_combine
 from lycoris_algos.network import StackEntry
 from lycoris_algos.ops.lowrank import product_svd
 
 RANK = 64
+LAYERS = 8
 
 
 def shapes() -> dict[tuple[int, int], int]:
@@ -83,12 +87,14 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def run(pair: list[tuple[torch.Tensor, torch.Tensor]]) -> object:
-    """All of run_combine on one layer."""
+    """All of run_combine on ``LAYERS`` layers."""
     sources = []
     for number, (up, down) in enumerate(pair):
-        tensors = {"x.lora_up.weight": up.half(), "x.lora_down.weight": down.half()}
+        tensors = {}
+        for layer in range(LAYERS):
+            tensors |= {f"{layer}.lora_up.weight": up.half(), f"{layer}.lora_down.weight": down.half()}
         adapters: AdapterSet = from_tensors(tensors, name=str(number))
-        assert isinstance(adapters["x"], LayerAdapter)
+        assert len(adapters) == LAYERS
         sources.append(StackEntry(adapters))
     options = CombineOptions(rank=RankRule(RankKind.FIXED, RANK))
     return run_combine(plan_combine(sources, options))
@@ -97,8 +103,16 @@ def run(pair: list[tuple[torch.Tensor, torch.Tensor]]) -> object:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--repeats", type=int, default=3, help="of the dense SVD (QR: ten times as many)")
-    repeats = parser.parse_args().repeats
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU\n")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="with N busy programs beside it")
+    options = parser.parse_args()
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, CPU, busy programs beside it: {options.busy}\n")
+    with busy(options.busy):
+        return measure(options.repeats)
+
+
+def measure(repeats: int) -> int:
+    """Prints the table."""
     print("| shape | layers | dense SVD | QR | times faster | run | error SVD | error QR |")
     print("|---|---|---|---|---|---|---|---|")
     totals = [0.0, 0.0, 0.0]
@@ -107,7 +121,7 @@ def main() -> int:
         by_qr(pair)
         dense = seconds(lambda p=pair: by_svd(p), repeats)  # type: ignore[misc]
         qr = seconds(lambda p=pair: by_qr(p), 10 * repeats)  # type: ignore[misc]
-        whole = seconds(lambda p=pair: run(p), repeats)  # type: ignore[misc]
+        whole = seconds(lambda p=pair: run(p), repeats) / LAYERS  # type: ignore[misc]
         totals = [t + count * s for t, s in zip(totals, (dense, qr, whole), strict=True)]
         print(
             f"| {shape[0]}×{shape[1]} | {count} "

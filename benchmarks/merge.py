@@ -28,6 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from lab import models, paths
+from lab.neighbours import busy
 
 RANKS = {"LoRA": 16, "LoHa": 8, "LoKr": 16}
 FACTOR = 8
@@ -200,6 +201,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each (default: 3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--stack", action="append", help="only this, as LoRA or 'all three' (repeatable)")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="with N busy programs beside it")
     parser.add_argument("--child", choices=RUNS, help=argparse.SUPPRESS)
     parser.add_argument("paths", nargs="*", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -222,14 +225,20 @@ def main() -> None:
         stacks["all three"] = list(adapters.values())
         rows = []
         for base, stack in [*((full, stack) for stack in stacks), (larger, "all three")]:
+            if options.stack and stack not in options.stack:
+                continue
             base.read_bytes()
             taken: dict[str, list[dict[str, float]]] = {run: [] for run in RUNS}
             for _ in range(options.rounds):
                 for run, own in taken.items():
-                    own.append(measure(run, base, stacks[stack], folder, options.threads))
+                    with busy(options.busy):
+                        own.append(measure(run, base, stacks[stack], folder, options.threads))
             rows.append((base.stem, base.stat().st_size, layers, stack, taken))
             print(row(*rows[-1]), file=sys.stderr, flush=True)
-    print(f"{options.threads} thread(s), load at the start {load:.1f}, median of {options.rounds}\n")
+    print(
+        f"{options.threads} thread(s), load at the start {load:.1f}, "
+        f"busy programs beside it: {options.busy}, median of {options.rounds}\n"
+    )
     print(
         "| base | size | layers | stack | copy | ours | core | ours / copy | ours − copy "
         "| core / ours | memory: ours | core |\n|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|"

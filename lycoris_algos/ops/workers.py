@@ -3,7 +3,8 @@
 PyTorch shares every operation on a tensor among its threads, and each operation waits for the slowest of
 them: beside another busy program, for one that the system has put aside for some milliseconds. So coarse
 pieces (a tensor of a file, a layer) go to workers, and a worker takes the next one when it is done. Each
-computes with one thread of PyTorch, so no result depends on how many there are.
+computes with one thread of PyTorch, so no result depends on how many there are. A piece that is too small to
+share at all is computed by ``one_thread``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
 
@@ -23,6 +25,20 @@ _R = TypeVar("_R")
 
 # More would only wait for the disk and for memory, and each holds a weight or two.
 _MOST = 8
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes with one thread in this block."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Workers:

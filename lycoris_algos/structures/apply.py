@@ -21,10 +21,15 @@ from ..ops.dtypes import compute_dtype
 from ..ops.rounding import Extremes
 from ..ops.rows import matrix_view
 from ..ops.scratch import scratch
+from ..ops.workers import one_thread
 from ._base import Structure, common_unit
 from .blocks import longest, row_ranges
 
 Entry = tuple[Structure, float]
+
+# Numbers of a weight on the CPU up to which one thread changes it. A second one would save some hundredths of
+# a millisecond, and costs many milliseconds where another program keeps it waiting (docs/benchmarks.md).
+_SMALL = 2**18
 
 
 def apply_(
@@ -46,6 +51,9 @@ def apply_(
     """
     if torch.is_grad_enabled():  # ComfyUI has it off, and asking is cheaper than switching it off again
         with torch.no_grad():
+            return apply_(weight, entries, transform=transform, inverse=inverse, extremes=extremes)
+    if weight.device.type == "cpu" and weight.numel() <= _SMALL and torch.get_num_threads() > 1:
+        with one_thread():
             return apply_(weight, entries, transform=transform, inverse=inverse, extremes=extremes)
     active = [entry for entry in entries if entry[1] != 0.0]
     shape = tuple(weight.shape)

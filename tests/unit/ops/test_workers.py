@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lycoris_algos.ops.workers import Workers
+from lycoris_algos.ops.workers import Workers, one_thread
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -86,3 +86,12 @@ def test_the_first_failure_in_order_is_raised_and_the_rest_is_dropped(threads: i
     assert torch.get_num_threads() == threads
     alive = [thread.name for thread in threading.enumerate() if thread.name.startswith("lycoris")]
     assert alive == []
+
+
+def test_a_block_of_one_thread_ends_as_it_began(threads: int) -> None:
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ValueError, match="in it"), one_thread():
+        raise ValueError("in it")
+    assert torch.get_num_threads() == threads
