@@ -21,6 +21,7 @@ from ...lycoris_algos.network import Stack, StackEntry
 from ...lycoris_algos.text import Brief, as_report, capped, listed, quoted
 from .embeddings import FileWords, fit_words, with_words
 from .keymap import Target, Targets, key_and_part, known_layers
+from .loading import complete_loads
 from .matching import Match, Placed, match, patches, placed_in
 
 
@@ -139,6 +140,7 @@ def _patched(patcher: Any, files: Sequence[tuple[Sequence[Placed], float]], stre
             f"ComfyUI took the change of {len(made) - len(missing)} of {len(made)} parameters only; "
             f"it refused {quoted(str(missing[0]))}. Nothing was applied"
         )
+    complete_loads(getattr(clone, "patcher", clone))  # a CLIP has one
     return clone
 
 

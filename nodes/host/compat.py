@@ -1,4 +1,4 @@
-"""One way to declare nodes for every supported ComfyUI (0.3.75 and newer).
+"""What differs between supported hosts (ComfyUI 0.3.75 and newer), above all how nodes are declared.
 
 The V3 schema grows with the host: newer hosts accept more fields of a schema and more options of an input,
 older ones raise TypeError at them. Both helpers drop what this host does not know, so that a node is
@@ -28,6 +28,18 @@ def socket(kind: Any, id: str, **options: Any) -> Any:
     """An input of ``kind`` (``io.Float``, ``LYCORIS`` …) with the options that this host knows."""
     known = inspect.signature(kind.Input).parameters
     return kind.Input(id, **{name: value for name, value in options.items() if name in known})
+
+
+def is_dynamic(patcher: Any) -> bool:
+    """Whether ``patcher`` streams weights to the GPU as they are needed (dynamic VRAM of newer hosts)."""
+    return bool(getattr(patcher, "is_dynamic", lambda: False)())
+
+
+def is_patched_late(module: Any, key: str) -> bool:
+    """Whether ``module`` patches its parameter ``key`` itself, each time that it runs."""
+    name = key.rpartition(".")[2]
+    functions = [*getattr(module, f"{name}_function", ()), getattr(module, f"{name}_lowvram_function", None)]
+    return any(getattr(function, "key", None) == key for function in functions)
 
 
 def text_ui(text: str) -> dict[str, list[str]]:

@@ -8,14 +8,15 @@ wrapper's for some families only, of text encoders no norms and embeddings) and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.lora
 import comfy.model_management
 import comfy.utils
+from comfy.model_patcher import get_key_weight
 
+from ...lycoris_algos import LayerAdapter
 from ...lycoris_algos.formats import model_paths
 from ...lycoris_algos.model_files import (
     LayerIndex,
@@ -24,6 +25,8 @@ from ...lycoris_algos.model_files import (
     Paths,
     Shape,
     Spot,
+    Spots,
+    UnsuitableError,
     family_spot,
     overlap,
 )
@@ -40,9 +43,18 @@ _MODEL = "diffusion_model."
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Targets(LayerIndex):
-    """The layer names that a MODEL or a CLIP answers to."""
+    """The layer names that a MODEL or a CLIP answers to. ``buffers`` are the keys that are no parameters."""
 
     patcher: Any
+    buffers: frozenset[str]
+
+    def check(self, adapter: LayerAdapter, spots: Spots) -> None:
+        """See ``LayerIndex``. No buffer either: ComfyUI would hold a patch of it and never use it."""
+        if any(spot.key in self.buffers for spot in spots):
+            raise UnsuitableError(
+                f"{self.what} has it as a buffer, which ComfyUI does not patch; Merge LyCORIS can change it"
+            )
+        super().check(adapter, spots)
 
     def changed_before(self, target: Target) -> bool:
         """Whether the patcher holds a patch of ``target``, or of rows that it shares, already."""
@@ -52,9 +64,11 @@ class Targets(LayerIndex):
 
     def base_weight(self, spot: Spot) -> Any:
         """The unpatched weight at ``spot`` as the layer was trained, in float32, where ComfyUI computes."""
-        weight, convert = self.patcher.get_key_patches(spot.key)[spot.key][0]
+        weight = _unpatched(self.patcher, spot.key)
         device = comfy.model_management.get_torch_device()
-        weight = convert(weight.to(device, copy=True), inplace=True).float()
+        weight = weight.to(device, copy=True)
+        _, _, convert = get_key_weight(self.patcher.model, spot.key)
+        weight = (weight if convert is None else convert(weight, inplace=True)).float()
         if spot.part is not None:
             weight = weight.narrow(*spot.part)
         return comfy.utils.swap_scale_shift(weight) if spot.swapped else weight
@@ -63,6 +77,15 @@ class Targets(LayerIndex):
 def key_and_part(target: Target) -> tuple[str, tuple[int, int, int] | None]:
     """The parameter of ``target``, and its slice (dim, start, length) of it; None is all of it."""
     return (target, None) if isinstance(target, str) else (target[0], target[1])
+
+
+def _unpatched(patcher: Any, key: str) -> Any:
+    """The parameter as the model was loaded: not ``get_key_patches``, which takes no key but a prefix."""
+    if key in patcher.hook_backup:
+        return patcher.hook_backup[key][0]
+    if key in patcher.backup:
+        return patcher.backup[key].weight
+    return comfy.utils.get_attr(patcher.model, key)
 
 
 def target_of(spot: Spot) -> Target:
@@ -90,11 +113,8 @@ def known_layers(model: Any, clip: Any) -> ModelIndex[Targets]:
 def model_targets(model: Any) -> Targets:
     """What the diffusion model of a MODEL answers to."""
     inner = model.model
-    inside = {
-        key.removeprefix(_MODEL): tuple(value.shape)
-        for key, value in inner.state_dict().items()
-        if key.startswith(_MODEL)
-    }
+    stored, buffers = _stored(inner)
+    inside = {key.removeprefix(_MODEL): shape for key, shape in stored.items() if key.startswith(_MODEL)}
     shapes = {key: shape for key, shape in inside.items() if not key.endswith(".bias")}
     names = NameIndex()
     for key in shapes:
@@ -110,9 +130,10 @@ def model_targets(model: Any) -> Targets:
     return Targets(
         what=type(config or inner).__name__,
         names=names,
-        shape_of=_shapes_of(inner),
+        shape_of=stored.get,
         find_paths=lambda: _model_paths(core, inside),
         patcher=model,
+        buffers=buffers,
     )
 
 
@@ -123,7 +144,8 @@ def clip_targets(clip: Any) -> Targets:
     core: dict[str, Target] = comfy.lora.model_lora_keys_clip(inner, {})
     for name, target in core.items():
         names.add(name, _spot_of(target))
-    keys = [key for key in inner.state_dict() if not key.endswith(".bias")]
+    stored, buffers = _stored(inner)
+    keys = [key for key in stored if not key.endswith(".bias")]
     encoders: dict[str, str] = {}
     for key in keys:
         path, spot = key.removesuffix(".weight"), Spot(key)
@@ -136,21 +158,24 @@ def clip_targets(clip: Any) -> Targets:
         what=f"text encoder {type(inner).__name__}",
         is_text=True,
         names=names,
-        shape_of=_shapes_of(inner),
+        shape_of=stored.get,
         encoder_of=encoders,
         find_paths=lambda: Paths(own={Spot(key): key.removesuffix(".weight") for key in keys}),
         patcher=clip.patcher,
+        buffers=buffers,
     )
 
 
-def _shapes_of(module: Any) -> Callable[[str], Shape | None]:
-    def shape_of(key: str) -> Shape | None:
-        try:
-            return tuple(comfy.utils.get_attr(module, key).shape)
-        except AttributeError:
-            return None
+def _stored(module: Any) -> tuple[dict[str, Shape], frozenset[str]]:
+    """({key: shape} of all that ``module`` stores, the keys of it that are buffers).
 
-    return shape_of
+    Not by its state, where quantised weights are packed and have their scales beside them.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    kept = module.state_dict()
+    buffers = {key: value for key, value in module.named_buffers() if key in kept}
+    shapes = {key: tuple(value.shape) for key, value in (parameters | buffers).items()}
+    return shapes, frozenset(buffers)
 
 
 def _spot_of(target: Target) -> Spot:

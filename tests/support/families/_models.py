@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import tiny
 import torch
+import zoo
 
 from ._files import (
     flux_files,
@@ -25,38 +27,12 @@ from ._names import chroma, flux_2, hunyuan_dit, lumina_2, sd3
 
 def _meta(name: str, **config: Any) -> Callable[[], Any]:
     """A MODEL of full width without memory: its keys and shapes are real, its values are not there."""
-
-    def load() -> Any:
-        import comfy.model_patcher
-        import comfy.supported_models
-
-        cls = getattr(comfy.supported_models, name)
-        settings = cls({**cls.unet_config, **config, "dtype": torch.float16})
-        model = settings.get_model({}, "", device="meta")
-        cpu = torch.device("cpu")
-        return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
-
-    return load
+    return lambda: zoo.new_model(name, {**config, "dtype": torch.float16}, "meta")
 
 
 def _meta_clip(module: str, build: Callable[[Any], Any]) -> Callable[[], Any]:
     """A CLIP of full size without memory."""
-
-    def load() -> Any:
-        import importlib
-
-        import comfy.model_patcher
-        import comfy.sd
-
-        clip = comfy.sd.CLIP(no_init=True)
-        clip.cond_stage_model = build(importlib.import_module(module))
-        cpu = torch.device("cpu")
-        clip.patcher = comfy.model_patcher.ModelPatcher(
-            clip.cond_stage_model, load_device=cpu, offload_device=cpu
-        )
-        return clip
-
-    return load
+    return lambda: zoo.new_clip(build(importlib.import_module(module)))
 
 
 _META = {"device": "meta", "dtype": torch.float16}

@@ -7,6 +7,7 @@ without a server; the server has a process of its own.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -33,3 +34,5 @@ def prime_comfy() -> None:
         importlib.import_module("comfy.cli_args")
     finally:
         sys.argv = arguments
+    with contextlib.suppress(ImportError):  # newer hosts have it; main.py starts it before all else, too
+        importlib.import_module("comfy_aimdo.control").init("cuda")
