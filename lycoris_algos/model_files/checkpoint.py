@@ -18,7 +18,7 @@ from .index import ModelIndex
 from .layers import LayerIndex, Paths
 from .names import NameIndex
 from .places import Shapes, Spot, family_spot
-from .storage import is_companion, refuse_file
+from .storage import hides_shape, is_companion, refuse_file
 from .text_encoders import UNNAMED, Encoder, encoder_paths, encoders
 from .unet import unet_names
 
@@ -59,11 +59,15 @@ _OTHER = re.compile(
 def index_header(tensors: Mapping[str, TensorInfo]) -> CheckpointIndex:
     """What the file with these tensors holds. Raises LycorisError for one that hides its weights."""
     refuse_file(tensors)
-    return index_checkpoint({key: info.shape for key, info in tensors.items() if not is_companion(key)})
+    shapes = {key: info.shape for key, info in tensors.items() if not is_companion(key)}
+    return index_checkpoint(shapes, frozenset(key for key in shapes if hides_shape(key, tensors)))
 
 
-def index_checkpoint(shapes: Shapes) -> CheckpointIndex:
-    """What a checkpoint of {key: shape} holds; keys in the order of the file."""
+def index_checkpoint(shapes: Shapes, packed: frozenset[str] = frozenset()) -> CheckpointIndex:
+    """What a checkpoint of {key: shape} holds; keys in the order of the file.
+
+    ``packed`` are the keys of weights whose shape is not the layer's.
+    """
     recognised = encoders(shapes)
     parts = {key: "text" for encoder in recognised for key in encoder.keys}
     parts.update((key, "vae") for key in shapes if key not in parts and _VAE.match(key))
@@ -72,13 +76,13 @@ def index_checkpoint(shapes: Shapes) -> CheckpointIndex:
     own = own if prefix else [key for key in own if not _OTHER.match(key)]
     parts.update(dict.fromkeys(own, "model"))
     return CheckpointIndex(
-        _model_layers(prefix or "", own, shapes) if own else None,
-        _text_layers(recognised, shapes) if recognised else None,
+        _model_layers(prefix or "", own, shapes, packed) if own else None,
+        _text_layers(recognised, shapes, packed) if recognised else None,
         parts,
     )
 
 
-def _text_layers(recognised: list[Encoder], shapes: Shapes) -> LayerIndex:
+def _text_layers(recognised: list[Encoder], shapes: Shapes, packed: frozenset[str]) -> LayerIndex:
     names = NameIndex()
     for encoder in recognised:
         for inner, spot in encoder.layers.items():
@@ -95,12 +99,13 @@ def _text_layers(recognised: list[Encoder], shapes: Shapes) -> LayerIndex:
         is_text=True,
         names=names,
         shape_of=shapes.get,
+        packed=packed,
         encoder_of={key: encoder.name for encoder in recognised for key in encoder.keys},
         find_paths=lambda: Paths(own=paths),
     )
 
 
-def _model_layers(prefix: str, keys: list[str], shapes: Shapes) -> LayerIndex:
+def _model_layers(prefix: str, keys: list[str], shapes: Shapes, packed: frozenset[str]) -> LayerIndex:
     """The layers of the diffusion model whose ``keys`` begin with ``prefix``."""
     inside = {key.removeprefix(prefix): shapes[key] for key in keys}
     names = NameIndex()
@@ -114,6 +119,7 @@ def _model_layers(prefix: str, keys: list[str], shapes: Shapes) -> LayerIndex:
         what="the file's diffusion model",
         names=names,
         shape_of=shapes.get,
+        packed=packed,
         find_paths=lambda: model_paths_of(inside, prefix),
     )
 

@@ -91,6 +91,8 @@ class IndexedModel(KnownModel, Generic[L]):
         place, spots = self._find(layer), self._spots(layer, what)
         if place is None or not spots or any(spot.function is not None for spot in spots):
             return None
+        if any(spot.key in place.half.packed for spot in spots):
+            return None
         return place.half.shape(spots)
 
     def fetch(self, layer: str, what: str) -> Tensor:

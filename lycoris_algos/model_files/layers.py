@@ -42,14 +42,16 @@ class Paths(Brief):
 class LayerIndex(Brief):
     """The layer names that one half of a model answers to. ``what`` names it for people.
 
-    ``shape_of`` gives the shape of the parameter of a key, None if there is none. ``encoder_of`` names the
-    text encoder of each key, in their order. ``find_paths`` is asked once a layer is to be renamed.
+    ``shape_of`` gives the shape of the parameter of a key, None if there is none; of the keys ``packed`` it
+    is not the layer's. ``encoder_of`` names the text encoder of each key, in their order. ``find_paths`` is
+    asked once a layer is to be renamed.
     """
 
     what: str
     names: NameIndex
     shape_of: Callable[[str], Shape | None]
     is_text: bool = False
+    packed: frozenset[str] = frozenset()
     encoder_of: Mapping[str, str] = field(default_factory=dict)
     find_paths: Callable[[], Paths] = Paths
     _named_in: dict[str, dict[str, list[tuple[str, Spot]]]] = field(default_factory=dict, init=False)
@@ -149,18 +151,22 @@ class LayerIndex(Brief):
 
     def check_weight(self, adapter: LayerAdapter, spots: Spots) -> None:
         """The same of the weight alone."""
-        shape = self.shape(spots) or ()
+        if not any(spot.key in self.packed for spot in spots):
+            self._check_shape(adapter, self.shape(spots) or ())
+        if adapter.needs_weight and any(spot.function is not None for spot in spots):
+            titles = " + ".join(adapter.titles)
+            raise UnsuitableError(
+                f"{titles} depends on the weight, which {self.what} stores in another order"
+            )
+
+    @staticmethod
+    def _check_shape(adapter: LayerAdapter, shape: Shape) -> None:
         try:
             adapter.fits(shape)
         except ShapeMismatchError as error:
             if len(shape) == 2 and adapter.matrix_shape == (shape[0], 2 * shape[1]):
                 raise ShapeMismatchError(f"{error}, half as wide, as for control adapters") from error
             raise
-        if adapter.needs_weight and any(spot.function is not None for spot in spots):
-            titles = " + ".join(adapter.titles)
-            raise UnsuitableError(
-                f"{titles} depends on the weight, which {self.what} stores in another order"
-            )
 
     def bias_places(self, adapter: LayerAdapter, spots: Spots) -> list[tuple[AdapterRows, Spot] | None]:
         """For each of ``spots``: what ``adapter`` adds to its bias and where that is, None if nothing.

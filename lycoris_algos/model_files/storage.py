@@ -25,7 +25,7 @@ Tensors = Mapping[str, TensorInfo]
 _SCALES = ("scale_weight", "weight_scale")
 #: What only describes how the weight beside it is stored.
 _COMPANION = re.compile(
-    r"(.*\.)?(scale_weight|weight_scale|weight_scale_2|scale_input|input_scale|comfy_quant)"
+    r"(.*\.)?(scale_weight|weight_scale|weight_scale_2|scale_input|input_scale|pre_quant_scale|comfy_quant)"
 )
 _MARK = re.compile(r"(.*\.)?scaled_fp8")
 _WHOLE_FILE = (
@@ -49,8 +49,13 @@ def is_mark(key: str) -> bool:
 def companions(key: str, tensors: Tensors) -> list[str]:
     """The tensors that describe how the weight ``key`` is stored."""
     layer = key.removesuffix("weight")
-    names = (*_SCALES, "weight_scale_2", "scale_input", "input_scale", "comfy_quant")
+    names = (*_SCALES, "weight_scale_2", "scale_input", "input_scale", "pre_quant_scale", "comfy_quant")
     return [layer + name for name in names if layer + name in tensors] if key != layer else []
+
+
+def hides_shape(key: str, tensors: Tensors) -> bool:
+    """Whether several numbers of the weight ``key`` may be packed into one, so that its shape says little."""
+    return not tensors[key].dtype.is_floating_point and bool(companions(key, tensors))
 
 
 def scale_of(key: str, tensors: Tensors) -> str | None:

@@ -294,8 +294,9 @@ def _require_base(parameters: Sequence[ParameterPlan], base: KnownModel | None) 
             f"trained on: give the base model ({where})"
         )
     raise NeedsBaseError(
-        f"the base model has no weight for layers of {' and '.join(titles)}, whose change depends on it: "
-        f"give the model that was trained on ({where})"
+        f"the base model has no weight, or one that is packed (quantised), for layers of "
+        f"{' and '.join(titles)}, whose change depends on it: give the model that was trained on, "
+        f"in fp16, bf16 or fp8 ({where})"
     )
 
 

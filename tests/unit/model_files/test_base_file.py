@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import lycoris_algos
+from lycoris_algos.errors import NeedsBaseError
 from lycoris_algos.merge.combine import (
     CombineOptions,
     plan_combine,
@@ -44,6 +45,24 @@ def test_a_layer_that_the_file_has_in_pieces_is_held_against_all_of_them(axis: i
         result = run_combine(plan).adapters[layer]
     wanted = own[layer].delta(torch.cat(pieces).double())
     assert torch.allclose(result.delta((48, 12)).double(), wanted, atol=1e-5)
+
+
+def test_names_are_known_where_weights_are_packed(tmp_path: Path) -> None:
+    """NVFP4 has two numbers to a byte, and so another shape than the layer."""
+    packed = {"weight": torch.zeros(16, 6).byte(), "weight_scale_2": torch.ones(())}
+    base = save_base(tmp_path, {f"{UNET}a.to_q.{name}": value for name, value in packed.items()})
+    layer = "lora_unet_a_to_q"
+    sets = [
+        lycoris_algos.from_tensors({f"{layer}.{suffix}": value for suffix, value in own.items()})
+        for own in (lora(16, 12), {**lora(16, 12), "dora_scale": torch.rand(16, 1) + 1})
+    ]
+    with BaseFile(base, sets) as weights:
+        (part,) = weights.spelled(layer, "comfy") or ()
+        assert part.name == "diffusion_model.a.to_q"
+        plan = plan_combine([StackEntry(sets[0])] * 2, CombineOptions(), weights)
+        assert run_combine(plan).adapters[layer].delta((16, 12)).norm() > 0
+        with pytest.raises(NeedsBaseError, match="quantised"):
+            plan_combine([StackEntry(own) for own in sets], CombineOptions(), weights)
 
 
 def test_the_base_tells_which_layers_are_of_a_text_encoder(tmp_path: Path) -> None:
