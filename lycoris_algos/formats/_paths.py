@@ -79,10 +79,15 @@ def tails(layer: str) -> Iterator[str]:
 
 
 def _varied(path: str) -> Iterator[str]:
-    """``path`` without attention processors, which wrapped the projections that they are named after."""
+    """``path`` without attention processors, which wrapped the projections that they are named after.
+
+    Then as it stands: a few models have processors with layers of their own.
+    """
     plain = path.replace(".processor.", ".")
     yield plain
-    if plain != path and plain.endswith(".to_out"):
-        yield f"{plain}.0"
+    if plain != path:
+        if plain.endswith(".to_out"):
+            yield f"{plain}.0"
+        yield path
     if path.endswith("_"):  # some converters leave one
         yield path.rstrip("_")

@@ -21,6 +21,7 @@ from ..text import Brief
 from .names import NameIndex, flattened
 from .places import AdapterRows, Shape, Spot, Spots, pieces_of, row_ranges, stored_rows
 from .spelling import model_name, text_name
+from .text_encoders import encoder_and_path
 
 # The number of a block.
 _NUMBER = re.compile(r"(?:^|[._])\d+[._]")
@@ -65,7 +66,7 @@ class LayerIndex(Brief):
 
     def meanings(self, layer: str) -> Iterator[Spots]:
         """What ``layer`` may mean, best first: one spot, or several where the layer is stored in pieces."""
-        paths = list(dict.fromkeys((text_paths if self.is_text else model_paths)(layer)))
+        paths = list(dict.fromkeys(self._text_paths(layer) if self.is_text else model_paths(layer)))
         spots = [spot for path in paths for spot in self.names.look_up(path)]
         for spot in dict.fromkeys(self._preferred(layer, spots)) if len(spots) > 1 else spots:
             if self.shape((spot,)) is not None:
@@ -87,6 +88,17 @@ class LayerIndex(Brief):
             if known:
                 yield from known
                 return
+
+    def _text_paths(self, layer: str) -> Iterator[str]:
+        """``text_paths``, and without an encoder's name that the model does not have.
+
+        Most files of language models do not say what ComfyUI calls them; the width of a CLIP does.
+        """
+        for path in text_paths(layer):
+            yield path
+            inside = encoder_and_path(path)
+            if inside is not None and not inside[0].startswith("clip_") and inside[0] not in self.encoders:
+                yield inside[1]
 
     def shape(self, spots: Spots) -> Shape | None:
         """The shape of ``spots`` laid one below the other; None if one is not there, or they do not match."""

@@ -40,6 +40,7 @@ def encoder_paths(name: str, path: str) -> Iterator[str]:
     """
     yield f"{name}.transformer.{path}"
     yield f"{name}.{path}"
+    yield f"transformer.{path}"
     yield path
     for wrapper in _WRAPPERS:
         if path.startswith(wrapper):
@@ -57,10 +58,10 @@ class Encoder(Brief):
     keys: tuple[str, ...]
 
 
-_CLIP = re.compile(r"(.*?)(text_model\.)?encoder\.layers\.\d+\.self_attn\.q_proj\.weight")
-_OPENCLIP = re.compile(r"(.*?)transformer\.resblocks\.\d+\.attn\.in_proj_weight")
-_T5 = re.compile(r"(.*?)encoder\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight")
-_BERT = re.compile(r"(.*?)(bert\.)?encoder\.layer\.\d+\.attention\.self\.query\.weight")
+_CLIP = re.compile(r"(|.*?\.)(text_model\.)?encoder\.layers\.\d+\.self_attn\.q_proj\.weight")
+_OPENCLIP = re.compile(r"(|.*?\.)transformer\.resblocks\.\d+\.attn\.in_proj_weight")
+_T5 = re.compile(r"(|.*?\.)encoder\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight")
+_BERT = re.compile(r"(|.*?\.)(bert\.)?encoder\.layer\.\d+\.attention\.self\.query\.weight")
 _NAMED = re.compile(r"text_encoders\.([^.]+)\.")
 _VISION = re.compile(r"(^|\.)(visual|vision_model)\.")
 _CLIP_WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
@@ -86,6 +87,8 @@ _LANGUAGE_MODEL = re.compile(
     r"(language_)?model\.(language_model\.)?"
     r"(layers\.\d+\.(self_attn|mlp|\w+_layernorm)|embed_tokens|norm)\."
 )
+# What it has besides, to see images.
+_EYES = re.compile(r"(model\.)?(visual|vision_model|vision_tower|multi_modal_projector)\.")
 _RESBLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
 
 
@@ -126,6 +129,8 @@ def _others(shapes: Shapes, known: set[str]) -> list[Encoder]:
         if match is not None and key not in known:
             name, root = (match[1], match.group()) if match.re is _NAMED else (UNNAMED, "")
             keys_of.setdefault((name, root), []).append(key)
+    if (UNNAMED, "") in keys_of:
+        keys_of[UNNAMED, ""] += (key for key in shapes if key not in known and _EYES.match(key))
     return [
         Encoder(
             name,

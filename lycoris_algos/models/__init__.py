@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from . import diffusion_transformers, flux, hunyuan_video, lumina, stable_diffusion, wan
-from ._base import Family, FusedRows, Located, Rule
+from . import diffusion_transformers, flux, hunyuan_video, ltx, lumina, stable_diffusion, wan
+from ._base import Family, FusedRows, Located, Rule, layer_of
 from ._fused import split_names
 
 #: A file that bears the signs of several is for the first that bears most.
@@ -23,12 +23,17 @@ FAMILIES: tuple[Family, ...] = (
     lumina.Z_IMAGE,
     diffusion_transformers.SD3,
     diffusion_transformers.QWEN_IMAGE,
-    diffusion_transformers.LTXV,
+    ltx.LTX_2,
+    ltx.LTXV,
     diffusion_transformers.MOCHI,
     diffusion_transformers.COSMOS_PREDICT_2,
     diffusion_transformers.HIDREAM,
     diffusion_transformers.PIXART,
     diffusion_transformers.AURA_FLOW,
+    diffusion_transformers.KREA_2,
+    diffusion_transformers.KANDINSKY_5,
+    diffusion_transformers.ERNIE_IMAGE,
+    diffusion_transformers.ACE_STEP_15,
     diffusion_transformers.HUNYUAN_DIT,
 )
 
@@ -95,6 +100,7 @@ __all__ = [
     "Rule",
     "diffusers_names_in",
     "identify",
+    "layer_of",
     "names_in",
     "split_names",
 ]

@@ -15,6 +15,18 @@ Number = int | Fraction
 #: The first index in a path, which counts blocks.
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _BLOCK = "{}"
+# The weight of a norm where it is called that way, dotted or flattened.
+_NORM_SCALE = re.compile(r"(.*norms?(?:[._]\d+)?)[._](?:scale|weight)", re.DOTALL)
+
+
+def layer_of(parameter: str) -> str:
+    """The path of the layer that the path ``parameter`` is the weight of, or ``parameter`` if it is a layer.
+
+    A weight is called ``weight``; one of a norm also ``scale``, by some programs, and ComfyUI renames them.
+    """
+    path = parameter.removesuffix(".weight")
+    norm = _NORM_SCALE.fullmatch(path)
+    return path if norm is None else norm[1]
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class Rule:
 
     #: The name that other programs have for it.
     name: str
-    #: The parameter of ComfyUI's model, without ``.weight``.
+    #: The layer of ComfyUI's model (``layer_of`` its parameter).
     native: str
     #: The rows of that parameter which are meant; all of them by default.
     rows: FusedRows | None = None
@@ -76,6 +88,8 @@ class Family(Brief):
     #: What metadata calls it: beginnings of ``modelspec.architecture`` and ``ss_base_model_version``.
     labels: tuple[str, ...] = ()
     keeps_names: bool = False
+    #: The part of the model in which the paths of files begin, with a dot after it.
+    component: str = ""
 
     def owns(self, parameters: Mapping[str, object]) -> bool:
         """Whether a model with these parameters is of this family."""
@@ -88,6 +102,7 @@ class Family(Brief):
         """
         for _, name, located in self._known(shapes):
             yield name, located
+        yield from self._inside(shapes)
 
     def diffusers_names(self, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Located]]:
         """The same, of the names in diffusers alone; the first of a layer is today's."""
@@ -98,14 +113,20 @@ class Family(Brief):
                 yield name, located
         for key in shapes if self.keeps_names else ():
             if key not in ruled:
-                yield key.removesuffix(".weight"), Located(key)
+                yield layer_of(key), Located(key)
+        yield from self._inside(shapes)
+
+    def _inside(self, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Located]]:
+        for key in shapes if self.component else ():
+            if key.startswith(self.component):
+                yield layer_of(key.removeprefix(self.component)), Located(key)
 
     def _known(self, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[Rule, str, Located]]:
         by_native: dict[str, list[Rule]] = defaultdict(list)
         for rule in self.rules:
             by_native[rule.native].append(rule)
         for key, shape in shapes.items():
-            path = key.removesuffix(".weight")
+            path = layer_of(key)
             match = _INDEX.search(path)
             forms = {path: ""}
             if match:

@@ -1,4 +1,4 @@
-"""Other diffusion transformers (SD 3, Qwen-Image, LTX-Video …): what diffusers calls their layers."""
+"""Other diffusion transformers (SD 3, Qwen-Image, Krea 2 …): what diffusers calls their layers."""
 
 from __future__ import annotations
 
@@ -66,27 +66,6 @@ SD3 = Family(
     ),
     signs=(r"joint_blocks_\d+_(x_block|context_block)_",),
     labels=("stable-diffusion-3", "stable-diffusion-v3", "sd3"),
-    keeps_names=True,
-)
-
-LTXV = Family(
-    name="ltxv",
-    title="LTX-Video",
-    marks=("patchify_proj.weight", "adaln_single.linear.weight"),
-    rules=(
-        *(
-            Rule(f"transformer_blocks.{{}}.{attn}.norm_{part}", f"transformer_blocks.{{}}.{attn}.{part}_norm")
-            for attn in ("attn1", "attn2")
-            for part in "qk"
-        ),
-        Rule("proj_in", "patchify_proj"),
-        Rule("time_embed.linear", "adaln_single.linear"),
-        *renamed(
-            {"linear_1": "linear_1", "linear_2": "linear_2"},
-            within=("time_embed.emb.timestep_embedder.", "adaln_single.emb.timestep_embedder."),
-        ),
-    ),
-    labels=("ltx",),
     keeps_names=True,
 )
 
@@ -235,6 +214,77 @@ PIXART = Family(
     labels=("pixart",),
 )
 
+_KREA_BLOCKS = (
+    ("transformer_blocks.{}.", "blocks.{}."),
+    ("text_fusion.layerwise_blocks.{}.", "txtfusion.layerwise_blocks.{}."),
+    ("text_fusion.refiner_blocks.{}.", "txtfusion.refiner_blocks.{}."),
+)
+
+KREA_2 = Family(
+    name="krea2",
+    title="Krea 2",
+    marks=("txtfusion.projector.weight",),
+    rules=(
+        *(
+            rule
+            for within in _KREA_BLOCKS
+            for rule in renamed(
+                {
+                    **{f"attn.to_{p}": f"attn.w{p}" for p in "qkv"},
+                    "attn.to_gate": "attn.gate",
+                    "attn.to_out.0": "attn.wo",
+                    "attn.norm_q": "attn.qknorm.qnorm",
+                    "attn.norm_k": "attn.qknorm.knorm",
+                    **{f"ff.{name}": f"mlp.{name}" for name in ("gate", "up", "down")},
+                    "norm1": "prenorm",
+                    "norm2": "postnorm",
+                },
+                within=within,
+            )
+        ),
+        # Some programs leave the number out.
+        *(Rule(f"{other}attn.to_out", f"{own}attn.wo", alias=True) for other, own in _KREA_BLOCKS),
+        *renamed(
+            {
+                "img_in": "first",
+                "time_embed.linear_1": "tmlp.0",
+                "time_embed.linear_2": "tmlp.2",
+                "time_mod_proj": "tproj.1",
+                "txt_in.norm": "txtmlp.0.scale",
+                "txt_in.linear_1": "txtmlp.1",
+                "txt_in.linear_2": "txtmlp.3",
+                "text_fusion.projector": "txtfusion.projector",
+                "final_layer.norm": "last.norm",
+                "final_layer.linear": "last.linear",
+            }
+        ),
+    ),
+    signs=(
+        r"txtfusion_",
+        r"text_fusion_(layerwise|refiner)_blocks_",
+        r"blocks_\d+_(attn_(w[qkvo]|gate|to_gate)|(mlp|ff)_(gate|up|down))$",
+    ),
+    labels=("krea-2", "krea2"),
+)
+
+KANDINSKY_5 = Family(
+    name="kandinsky5",
+    title="Kandinsky 5",
+    marks=("visual_embeddings.in_layer.weight",),
+    signs=(r"(visual|text)_transformer_blocks_\d+_",),
+    labels=("kandinsky",),
+    keeps_names=True,
+)
+
+ERNIE_IMAGE = Family(
+    name="ernie_image",
+    title="Ernie Image",
+    marks=("layers.0.mlp.linear_fc2.weight",),
+    signs=(r"layers_\d+_(mlp_linear_fc\d|self_attention_to_)",),
+    labels=("ernie",),
+    keeps_names=True,
+)
+
 _FEED_FORWARD = {"linear_1": "c_fc1", "linear_2": "c_fc2", "out_projection": "c_proj"}
 
 AURA_FLOW = Family(
@@ -276,6 +326,15 @@ AURA_FLOW = Family(
     ),
     signs=(r"joint_transformer_blocks_\d+_", r"(double|single)_layers_\d+_(attn|mlp|mod)"),
     labels=("auraflow",),
+)
+
+ACE_STEP_15 = Family(
+    name="ace_step_15",
+    title="ACE-Step 1.5",
+    marks=("decoder.layers.0.cross_attn.q_proj.weight", "tokenizer.audio_acoustic_proj.weight"),
+    component="decoder.",
+    signs=(r"layers_\d+_cross_attn_[qkvo]_proj$",),
+    labels=("ace-step", "acestep", "ace_step"),
 )
 
 # Diffusers calls norm2 what is norm3 here and the other way round. Those names do not tell whose they are,

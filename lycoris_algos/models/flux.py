@@ -19,36 +19,59 @@ ATTENTION = (
         {
             "attn.to_out.0": "img_attn.proj",
             "attn.to_add_out": "txt_attn.proj",
-            "attn.norm_q": "img_attn.norm.query_norm.scale",
-            "attn.norm_k": "img_attn.norm.key_norm.scale",
-            "attn.norm_added_q": "txt_attn.norm.query_norm.scale",
-            "attn.norm_added_k": "txt_attn.norm.key_norm.scale",
+            "attn.norm_q": "img_attn.norm.query_norm",
+            "attn.norm_k": "img_attn.norm.key_norm",
+            "attn.norm_added_q": "txt_attn.norm.query_norm",
+            "attn.norm_added_k": "txt_attn.norm.key_norm",
         },
         within=DOUBLE,
     ),
-    *renamed({"attn.norm_q": "norm.query_norm.scale", "attn.norm_k": "norm.key_norm.scale"}, within=SINGLE),
+    *renamed({"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}, within=SINGLE),
 )
 
-#: What Flux, Chroma and HunyuanVideo have in common besides.
-BLOCKS = (
-    *ATTENTION,
+
+def _perceptrons(first: str, second: str) -> tuple[Rule, ...]:
+    """Those of both streams, whose two layers diffusers calls so."""
+    return renamed(
+        {
+            f"{other}.{name}": f"{own}.{number}"
+            for other, own in (("ff", "img_mlp"), ("ff_context", "txt_mlp"))
+            for name, number in ((first, 0), (second, 2))
+        },
+        within=DOUBLE,
+    )
+
+
+# Files for one of them are named after the other, too.
+_OF_FLUX = (
+    *_perceptrons("net.0.proj", "net.2"),
     *fused(
         "single_blocks.{}.linear1",
         [*(f"{SINGLE[0]}attn.to_{part}" for part in "qkv"), f"{SINGLE[0]}proj_mlp"],
         QKV_MLP,
     ),
+    Rule(f"{SINGLE[0]}proj_out", f"{SINGLE[1]}linear2"),
+)
+_OF_FLUX_2 = (
+    *_perceptrons("linear_in", "linear_out"),
+    *renamed({"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}, within=SINGLE),
+)
+_QKV_OF_LINEAR1 = Rule("single_blocks.{}.linear1_qkv", "single_blocks.{}.linear1", QKV_OF_MLP, alias=True)
+
+#: What Flux, Chroma and HunyuanVideo have in common besides.
+BLOCKS = (
+    *ATTENTION,
+    *_OF_FLUX,
+    *aliases(_OF_FLUX_2),
+    _QKV_OF_LINEAR1,
     *renamed(
         {
             "norm1.linear": "img_mod.lin",
             "norm1_context.linear": "txt_mod.lin",
-            "ff.net.0.proj": "img_mlp.0",
-            "ff.net.2": "img_mlp.2",
-            "ff_context.net.0.proj": "txt_mlp.0",
-            "ff_context.net.2": "txt_mlp.2",
         },
         within=DOUBLE,
     ),
-    *renamed({"norm.linear": "modulation.lin", "proj_out": "linear2"}, within=SINGLE),
+    *renamed({"norm.linear": "modulation.lin"}, within=SINGLE),
 )
 
 #: diffusers' continuous norm at the end has scale before shift.
@@ -82,7 +105,7 @@ def embedder(other: str, native: str) -> tuple[Rule, ...]:
 FLUX = Family(
     name="flux",
     title="Flux",
-    marks=("img_in.weight", "vector_in.in_layer.weight", "double_blocks.0.img_attn.qkv.weight"),
+    marks=("img_in.weight", "double_blocks.0.img_mod.lin.weight"),
     rules=(
         *BLOCKS,
         *aliases(_XLABS),
@@ -110,7 +133,6 @@ CHROMA = Family(
         *_INPUTS,
         Rule("proj_out", "final_layer.linear"),
         *embedder("distilled_guidance_layer.layers.{}", "distilled_guidance_layer.layers.{}"),
-        Rule("distilled_guidance_layer.norms.{}", "distilled_guidance_layer.norms.{}.scale"),
     ),
     signs=(r"distilled_guidance_layer_",),
     labels=("chroma",),
@@ -125,18 +147,13 @@ FLUX_2 = Family(
         *ATTENTION,
         *_INPUTS,
         *OUTPUT,
-        *renamed(
-            {
-                "ff.linear_in": "img_mlp.0",
-                "ff.linear_out": "img_mlp.2",
-                "ff_context.linear_in": "txt_mlp.0",
-                "ff_context.linear_out": "txt_mlp.2",
-            },
-            within=DOUBLE,
-        ),
-        *renamed({"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}, within=SINGLE),
+        *_OF_FLUX_2,
+        *aliases(_OF_FLUX),
+        _QKV_OF_LINEAR1,
         *embedder("time_guidance_embed.timestep_embedder", "time_in"),
         *embedder("time_guidance_embed.guidance_embedder", "guidance_in"),
+        *aliases(embedder("time_text_embed.timestep_embedder", "time_in")),
+        *aliases(embedder("time_text_embed.guidance_embedder", "guidance_in")),
         *(
             Rule(f"{name}_modulation{stream}.linear", f"{name}_modulation{stream}.lin")
             for name, stream in (

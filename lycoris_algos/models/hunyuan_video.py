@@ -36,7 +36,7 @@ _TENCENT = (
     *(
         Rule(f"double_blocks.{{}}.{stream}_attn_{short}_norm", f"double_blocks.{{}}.{stream}_attn.norm.{own}")
         for stream in ("img", "txt")
-        for short, own in (("q", "query_norm.scale"), ("k", "key_norm.scale"))
+        for short, own in (("q", "query_norm"), ("k", "key_norm"))
     ),
     # Trained with the fused layers apart: musubi-tuner's HunyuanVideo 1.5, HunyuanImage 2.1.
     *(
@@ -55,8 +55,8 @@ _TENCENT = (
     ),
     *fused(f"{_REFINER}self_attn.qkv", [f"{_REFINER}self_attn_{part}" for part in "qkv"], QKV),
     Rule("single_blocks.{}.modulation.linear", "single_blocks.{}.modulation.lin"),
-    Rule("single_blocks.{}.q_norm", "single_blocks.{}.norm.query_norm.scale"),
-    Rule("single_blocks.{}.k_norm", "single_blocks.{}.norm.key_norm.scale"),
+    Rule("single_blocks.{}.q_norm", "single_blocks.{}.norm.query_norm"),
+    Rule("single_blocks.{}.k_norm", "single_blocks.{}.norm.key_norm"),
 )
 
 _DIFFUSERS = (

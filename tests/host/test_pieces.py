@@ -291,6 +291,11 @@ def test_an_encoder_that_is_not_there(place: Callable[..., dict[str, list[Any]]]
     assert "has no such layer" in reason
 
 
+def own_key(title: str, key: str) -> str:
+    """The parameter ``key`` as this host has it."""
+    return tiny.own_key(families.load(subject(title)), f"diffusion_model.{key}")
+
+
 def test_norms_of_transformers_under_diffusers_names(place: Callable[..., dict[str, list[Any]]]) -> None:
     block = "transformer.transformer_blocks.0.attn."
     names = {
@@ -301,7 +306,8 @@ def test_norms_of_transformers_under_diffusers_names(place: Callable[..., dict[s
     }
     found = place("HunyuanVideo (tiny)", {block + name: {"diff": torch.ones(128)} for name in names})
     assert found == {
-        block + name: [f"diffusion_model.double_blocks.0.{own}.scale"] for name, own in names.items()
+        block + name: [own_key("HunyuanVideo (tiny)", f"double_blocks.0.{own}.scale")]
+        for name, own in names.items()
     }
 
 
@@ -328,5 +334,5 @@ def test_bfls_control_adapter(place: Callable[..., dict[str, list[Any]]]) -> Non
     )
     assert found == {
         "img_in": ["diffusion_model.img_in.weight", "diffusion_model.img_in.bias"],
-        scale: [f"diffusion_model.{scale}"],
+        scale: [own_key("Flux", scale)],
     }

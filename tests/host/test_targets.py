@@ -204,7 +204,7 @@ def test_two_names_of_one_weight_in_one_file(hyvid: Any, apply: Any) -> None:
 
 
 def test_parameters_that_are_no_weights(hyvid: Any, apply: Any) -> None:
-    """HunyuanVideo's norms are called "scale"."""
+    """HunyuanVideo's norms are called "scale", in its files at least."""
     key = "diffusion_model.double_blocks.0.img_attn.norm.query_norm.scale"
     value = tiny.parameter(hyvid, key).clone()
     tensors = {"diff": torch.randn_like(value)}

@@ -49,7 +49,14 @@ def parameter(patcher: Any, key: str) -> Tensor:
     """The parameter ``key`` as it stands in the model."""
     import comfy.utils
 
-    return comfy.utils.get_attr(patcher.model, key)
+    return comfy.utils.get_attr(patcher.model, own_key(patcher, key))
+
+
+def own_key(patcher: Any, key: str) -> str:
+    """``key`` as this host has it, which calls the weights of Flux' norms ``scale`` or ``weight``."""
+    if key.endswith("_norm.scale") and key not in patcher.model.state_dict():
+        return f"{key.removesuffix('.scale')}.weight"
+    return key
 
 
 @contextlib.contextmanager

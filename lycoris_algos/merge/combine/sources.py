@@ -15,6 +15,7 @@ from ...adapters import LayerAdapter
 from ...formats import encoder_number, is_text_layer, model_paths, text_paths
 from ...inspection import doubled_lines, unread_lines
 from ...model_files import KnownModel, Overlaps
+from ...models import layer_of
 from ...network import StackEntry
 from ...text import Brief, quoted
 
@@ -103,5 +104,5 @@ def _meaning(name: str, known: KnownModel | None) -> Hashable:
 def _normalised(name: str) -> Hashable:
     """The layer's path with nothing before it and one separator, and which text encoder, if any."""
     paths = text_paths(name) if is_text_layer(name) else model_paths(name)
-    path = min(paths, key=len).replace(".", "_")
+    path = layer_of(min(paths, key=len)).replace(".", "_")
     return (is_text_layer(name), encoder_number(name), path)

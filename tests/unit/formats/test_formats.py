@@ -275,6 +275,7 @@ PATHS = {
     "unet.mid_block.x.attn1.processor.to_q": "mid_block.x.attn1.to_q",
     "unet.mid_block.x.attn1.processor.to_out": "mid_block.x.attn1.to_out.0",
     "double_blocks.0.processor.qkv_lora1": "double_blocks.0.qkv_lora1",
+    "diffusion_model.layers.0.attn.processor.img_to_q": "layers.0.attn.processor.img_to_q",  # Boogu
     "blocks.0.self_attn.q": "blocks.0.self_attn.q",
 }
 TEXT_PATHS = {

@@ -62,6 +62,16 @@ def test_layers_of_two_dialects_find_each_other() -> None:
     assert "have no partner" in combined.report()
 
 
+def test_the_norms_of_two_files_find_each_other() -> None:
+    """Newer ComfyUIs call the weight of Flux' norms otherwise than older ones."""
+    norm = "double_blocks.0.img_attn.norm.query_norm"
+    stored = {"diff": torch.ones(8)}
+    flat = norm.replace(".", "_")
+    names = (f"diffusion_model.{norm}.scale", f"diffusion_model.{norm}", f"lora_unet_{flat}_scale")
+    files = [adapters(stored, name, name) for name in names]
+    assert len(combine([StackEntry(own) for own in files]).adapters) == 1
+
+
 class TwoNames(WeightsInMemory):
     """A model that has two names for a layer."""
 

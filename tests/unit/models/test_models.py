@@ -18,6 +18,7 @@ from lycoris_algos.models import (
     Rule,
     diffusers_names_in,
     identify,
+    layer_of,
     names_in,
     split_names,
 )
@@ -79,7 +80,7 @@ def test_names_are_unique() -> None:
 
 @every_family
 def test_rules_are_sound(family: Family) -> None:
-    assert bool(family.marks) == bool(family.rules or family.keeps_names)
+    assert bool(family.marks) == bool(family.rules or family.keeps_names or family.component)
     assert family.signs or family.labels
     for pattern in family.signs:
         re.compile(pattern)
@@ -115,7 +116,7 @@ SMALL = Family(
         Rule("other.{}.q", "blocks.{}.qkv", QKV[0]),
         Rule("other.{}.k", "blocks.{}.qkv", QKV[1]),
         Rule("other.{}.mlp", "blocks.{}.mlp.0"),
-        Rule("other.{}.norm", "blocks.{}.norm.scale"),
+        Rule("other.{}.norm", "blocks.{}.norm"),
         Rule("out", "final.1", swapped=True),
         Rule("start", "stem"),
     ),
@@ -130,6 +131,7 @@ def test_rules_on_a_model() -> None:
         "blocks.11.mlp.0.weight": (16, 4),
         "blocks.11.mlp.2.weight": (4, 16),
         "blocks.0.norm.scale": (4,),
+        "blocks.1.norm.weight": (4,),
         "final.1.weight": (8, 4),
     }
     assert dict(SMALL.names(shapes)) == {
@@ -139,6 +141,7 @@ def test_rules_on_a_model() -> None:
         "other.11.k": Located("blocks.11.qkv.weight", (4, 4)),
         "other.11.mlp": Located("blocks.11.mlp.0.weight"),
         "other.0.norm": Located("blocks.0.norm.scale"),
+        "other.1.norm": Located("blocks.1.norm.weight"),
         "out": Located("final.1.weight", None, swapped=True),
         "start": Located("stem.weight"),
     }
@@ -166,6 +169,33 @@ def test_names_of_other_programs_are_none_of_diffusers() -> None:
     kept = dict(replace(family, keeps_names=True).diffusers_names(shapes))
     assert kept.keys() == {"a", "q", "k", "v", "same", "scale"}, "a layer that diffusers splits is not kept"
     assert kept["same"] == Located("same.weight")
+
+
+def test_paths_may_begin_inside_a_component() -> None:
+    family = Family(name="x", title="X", component="inner.")
+    found = dict(family.names({"inner.a.weight": (4, 4), "inner.table": (4,), "outer.a.weight": (4, 4)}))
+    assert found == {"a": Located("inner.a.weight"), "table": Located("inner.table")}
+
+
+@pytest.mark.parametrize(
+    ("parameter", "layer"),
+    [
+        ("blocks.0.mlp.0.weight", "blocks.0.mlp.0"),
+        ("img_attn.norm.query_norm.scale", "img_attn.norm.query_norm"),
+        ("img_attn.norm.query_norm.weight", "img_attn.norm.query_norm"),
+        ("img_attn_norm_query_norm_scale", "img_attn_norm_query_norm"),
+        ("distilled_guidance_layer.norms.3.scale", "distilled_guidance_layer.norms.3"),
+        ("distilled_guidance_layer_norms_3_scale", "distilled_guidance_layer_norms_3"),
+        ("attn.qknorm.qnorm.scale", "attn.qknorm.qnorm"),
+        ("img_attn.norm.query_norm", "img_attn.norm.query_norm"),
+        ("txtmlp.0.scale", "txtmlp.0.scale"),  # no norm by its name
+        ("scale_shift_table", "scale_shift_table"),
+        ("norm_scale_shift", "norm_scale_shift"),
+        ("", ""),
+    ],
+)
+def test_the_weight_of_a_norm_has_one_name(parameter: str, layer: str) -> None:
+    assert layer_of(parameter) == layer
 
 
 def test_halves_are_swapped_where_they_are_all() -> None:
@@ -233,6 +263,25 @@ def test_wans_vace_blocks_under_diffusers_names() -> None:
 # ---- what a file was made for -------------------------------------------------------------------------
 
 MADE_FOR = {
+    "Krea 2": (
+        "diffusion_model.blocks.3.attn.wq",
+        "transformer.text_fusion.layerwise_blocks.0.attn.to_q",
+        "lora_unet_blocks_3_mlp_gate",
+        "transformer.transformer_blocks.27.ff.up",
+    ),
+    "Kandinsky 5": (
+        "transformer.visual_transformer_blocks.0.self_attention.to_query",
+        "lora_unet_text_transformer_blocks_1_feed_forward_in_layer",
+    ),
+    "Ernie Image": ("transformer.layers.0.mlp.linear_fc2", "lora_unet_layers_3_self_attention_to_q"),
+    "ACE-Step 1.5": (
+        "base_model.model.layers.0.cross_attn.q_proj",
+        "lycoris_layers_0_cross_attn_o_proj",
+    ),
+    "LTX-2": (
+        "diffusion_model.transformer_blocks.0.audio_to_video_attn.to_q",
+        "transformer.transformer_blocks.0.audio_ff.net.2",
+    ),
     "Stable Diffusion 1 or 2": (
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2",
