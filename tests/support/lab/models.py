@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab import paths
+from lab.arguments import called
 
 if TYPE_CHECKING:
     import torch
@@ -304,28 +305,29 @@ def _hyvid() -> dict[str, Tensors]:
     """HunyuanVideo with one double and one single block: Flux's block layout in a size that fits."""
     from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-    model = HunyuanVideo(
-        image_model="hunyuan_video",
-        in_channels=16,
-        out_channels=16,
-        patch_size=[1, 2, 2],
-        vec_in_dim=768,
-        context_in_dim=4096,
-        hidden_size=128,
-        mlp_ratio=4.0,
-        num_heads=1,
-        depth=1,
-        depth_single_blocks=1,
-        axes_dim=[16, 56, 56],
-        theta=256,
-        qkv_bias=True,
-        guidance_embed=True,
-        byt5=False,
-        meanflow=False,
-        use_cond_type_embedding=False,
-        vision_in_dim=None,
+    arguments = {
+        "image_model": "hunyuan_video",
+        "in_channels": 16,
+        "out_channels": 16,
+        "patch_size": [1, 2, 2],
+        "vec_in_dim": 768,
+        "context_in_dim": 4096,
+        "hidden_size": 128,
+        "mlp_ratio": 4.0,
+        "num_heads": 1,
+        "depth": 1,
+        "depth_single_blocks": 1,
+        "axes_dim": [16, 56, 56],
+        "theta": 256,
+        "qkv_bias": True,
+        "guidance_embed": True,
+        "byt5": False,
+        "meanflow": False,
+        "use_cond_type_embedding": False,
+        "vision_in_dim": None,
         **_class_arguments(),
-    )
+    }
+    model = called(lambda given: HunyuanVideo(**given), arguments)
     return {"tiny_hyvid.safetensors": _half(_fill(model, 6))}
 
 
