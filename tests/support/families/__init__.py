@@ -13,7 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from ._layers import File, Layer, Shapes, Subject, key_of, tensors_of
-from ._models import SUBJECTS, forget, load, shapes_of
+from ._models import SUBJECTS as OLDER
+from ._models import forget, load, shapes_of
+from ._newer import NEWER
+
+SUBJECTS: tuple[Subject, ...] = (*OLDER, *NEWER)
 
 __all__ = ["SUBJECTS", "File", "Layer", "Outcome", "Subject", "forget", "load", "outcome", "shapes_of"]
 

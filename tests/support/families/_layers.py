@@ -45,6 +45,8 @@ class Subject:
     #: What stands before the model's paths in its parameters' keys.
     prefix: str = "diffusion_model."
     text: bool = field(default=False)
+    #: Whether the host has it.
+    has: Callable[[], bool] = lambda: True
 
 
 KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}

@@ -2,8 +2,9 @@
 
     python -m lab.compatibility > docs/compatibility.md
 
-Run by hand when names change. It holds the files of `families` against ComfyUI's own model classes, with
-the pack loaded as ComfyUI loads it; tests/host/test_families.py checks the same counts.
+Run by hand when names change, with the newest ComfyUI (COMFYUI_PATH). It holds the files of `families`
+against ComfyUI's own model classes, with the pack loaded as ComfyUI loads it; tests/host/test_families.py
+checks the same counts.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ TABLES_HEAD = """
 
 Each row is a file as the trainer writes it, with one adapter for every linear layer and convolution that it
 trains, held against ComfyUI's own model class. *reached* counts the layers that came to the parameter, or the
-rows of a parameter, that they were trained on. The models are real: small ones for SD 1.5, SD 3, Wan and
-HunyuanVideo, full width without values for the others.
+rows of a parameter, that they were trained on. The models are real: small ones where it says tiny, full width
+without values for the others. Those at the end need a ComfyUI that is newer than 0.3.75.
 """
 
 DIALECTS_HEAD = """
@@ -78,8 +79,22 @@ Which encoder `lora_te1_`, `lora_te2_` or `text_encoder_2.` means depends on who
 `lora_te3_`, LyCORIS and OneTrainer call it `lora_te2_`. The path of a layer and its shape decide; the number
 only breaks ties. Norms, embeddings, projections and biases are reached like everything else.
 
+## Versions of ComfyUI
+
+All tests that run ComfyUI's own code (`tests/host`) pass on 0.3.75 and on 0.33, which differ in this:
+
+- The weights of Flux', Chroma's and HunyuanVideo's norms are called `scale` in one and `weight` in the other.
+  Both are one name here, whichever the file, the model or its file has.
+- ComfyUI's loaders leave some parameters out: those of modules that have others inside (Wan's `modulation`)
+  and, with the dynamic VRAM of newer versions, those of modules that do not cast their weights (norms of
+  SD 3.5, T5, Llama …). They are patched right after each load; should a loader leave out others, the log
+  names them.
+- Quantised models take every algorithm in Apply LyCORIS, and Combine LyCORIS reads their weights. Merge
+  LyCORIS writes into plain and scaled fp8; files that are packed (NVFP4 and others) are refused by that name.
+
 ## What is not mapped
 
+- Buffers of a model (SD 3's `pos_embed`), which ComfyUI does not patch; Merge LyCORIS changes them.
 - `norm2` and `norm3` of HunyuanDiT, which have each other's names in diffusers: they mean the model's own.
 - `base` tables of HCP-Diffusion (whole weights) and its moving averages (`lora_ema`).
 - PEFT's `lora_embedding_A`/`lora_embedding_B`, GLoRA and VeRA; its (IA)³ of convolutions (the file does not
@@ -122,6 +137,8 @@ def tables(host: SimpleNamespace) -> Iterator[tuple[str, list[Row]]]:
     import families
 
     for subject in families.SUBJECTS:
+        if not subject.has():
+            continue
         rows = []
         for file in subject.files(families.shapes_of(subject)):
             found = families.outcome(subject, file, host)
