@@ -88,7 +88,10 @@ def prove(
 
 def _sample(plan: BakePlan) -> tuple[list[TensorPlan], list[TensorPlan]]:
     choice = random.Random(plan.seed)
-    changed, copied = plan.changed, [item for item in plan.tensors if item.copied and item.info.nbytes]
+    changed = plan.changed
+    rescaled = {item.scale for item in changed if item.keeps_scale}
+    untouched = [item for item in plan.tensors if item.copied and item.info.name not in rescaled]
+    copied = [item for item in untouched if item.info.nbytes]
     kinds: dict[object, list[TensorPlan]] = {}
     for item in changed:
         kinds.setdefault(_kind(item), []).append(item)

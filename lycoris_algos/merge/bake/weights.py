@@ -64,7 +64,9 @@ class Weights:
         wide = self.exact(item, device)
         if item.keeps_scale:
             scale = self._new_scale(item, wide)
-            return Baked(self._rounded(wide / scale.to(wide), item, extremes), extremes, scale.cpu())
+            return Baked(
+                self._rounded(wide / scale.to(wide).reshape(()), item, extremes), extremes, scale.cpu()
+            )
         return Baked(self._rounded(wide, item, extremes), extremes)
 
     def exact(self, item: TensorPlan, device: torch.device) -> Tensor:

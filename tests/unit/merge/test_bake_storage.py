@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from lycoris_algos.errors import LycorisError
 from lycoris_algos.io import read_header
-from lycoris_algos.merge.bake import bake_report, plan_bake
+from lycoris_algos.merge.bake import bake_report, plan_bake, run_bake
 from lycoris_algos.model_files.storage import is_companion
 
 
@@ -92,6 +93,26 @@ def test_scaled_fp8_gets_a_new_scale_where_it_is_changed(second_form: bool, tmp_
     old, new = raw(base), raw(result.path)
     assert [k for k in old if old[k] != new[k]] == [k for k in old if k in (layer + name, layer + "weight")]
     assert "1 changed fp8 weights get a new scale" in bake_report(result)
+
+
+def test_no_scale_that_is_new_is_expected_to_be_a_copy(tmp_path: Path) -> None:
+    tensors = {key: value for key, value in scaled().items() if re.search(r"blocks\.[0-3]|scaled", key)}
+    base = save_base(tmp_path, tensors)
+    layers = {layer: own for layer, own in every_block().items() if layer[-8] in "0123"}
+    for seed in range(10):
+        plan = plan_bake(read_header(base), [entry(layers)], seed=seed)
+        assert run_bake(plan, base, tmp_path / "out.safetensors").proof.copied > 0
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1)])
+def test_a_scale_may_be_a_number_of_any_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensors = scaled()
+    layer = f"{UNET}blocks.0.linear."
+    tensors[f"{layer}scale_weight"] = tensors[f"{layer}scale_weight"].reshape(shape)
+    result = bake(save_base(tmp_path, tensors), entry({"lora_unet_blocks_0_linear": lora()}))
+    after = load_file(result.path)
+    assert after[f"{layer}weight"].shape == (24, 16)
+    assert after[f"{layer}scale_weight"].shape == shape
 
 
 @pytest.mark.parametrize("second_form", [False, True])
