@@ -96,7 +96,7 @@ def encoders(shapes: Shapes) -> list[Encoder]:
     """The text encoders of a checkpoint, in the order in which ComfyUI has them: CLIPs, then others."""
     roots: dict[tuple[str, str], str] = {}
     for key in shapes:
-        if _VISION.search(key):
+        if _VISION.search(key) or len(shapes[key]) != 2:  # another shape is no encoder's
             continue
         for form, pattern in _FORMS.items():
             match = pattern.fullmatch(key)
@@ -178,7 +178,7 @@ def _openclip(root: str, own: Iterable[str], shapes: Shapes) -> dict[str, Spot]:
 
 def _resblock(key: str, number: str, rest: str, shapes: Shapes) -> Iterator[tuple[str, Spot]]:
     layer = f"text_model.encoder.layers.{number}"
-    if rest == "attn.in_proj_weight":
+    if rest == "attn.in_proj_weight" and len(shapes[key]) == 2:
         width = shapes[key][0] // 3
         for position, projection in enumerate(("q_proj", "k_proj", "v_proj")):
             yield f"{layer}.self_attn.{projection}", Spot(key, (0, position * width, width))

@@ -49,6 +49,20 @@ def test_pieces_in_the_order_of_their_rows() -> None:
     assert layers.shape(spots) == (12, 4)
 
 
+@pytest.mark.parametrize("shape", [(), (64,), (2, 4, 8)])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "cond_stage_model.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight",
+        "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight",
+        "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q.weight",
+    ],
+)
+def test_a_key_of_a_text_encoder_with_another_shape(key: str, shape: tuple[int, ...]) -> None:
+    index_checkpoint({**openclip("conditioner.embedders.1.model.", 8), key: shape})
+    index_checkpoint({key: shape})
+
+
 def test_pieces_of_different_widths_are_no_layer() -> None:
     shapes = {f"{UNET}a.to_{part}.weight": (8, width) for part, width in (("q", 4), ("k", 4), ("v", 6))}
     assert list(half(shapes).meanings("lora_unet_a_to_qkv")) == []
