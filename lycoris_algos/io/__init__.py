@@ -7,7 +7,7 @@ from .header import Header, TensorInfo, parse_header, read_header
 from .metadata import base_model, facts, network_args, title, trigger_words
 from .reader import SafetensorsReader, read_all
 from .torch_file import read_torch_file
-from .writer import SafetensorsWriter, save_tensors
+from .writer import SafetensorsWriter, save_tensors, tensor_bytes
 
 __all__ = [
     "Header",
@@ -23,6 +23,7 @@ __all__ = [
     "read_tensors",
     "read_torch_file",
     "save_tensors",
+    "tensor_bytes",
     "title",
     "trigger_words",
 ]

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import FileFormatError
 from ..text import human_size, quoted, single_line
 from ._paths import naming_file, open_regular, size_of
+from .header import METADATA_KEY
 from .sniff import SNIFF_BYTES, FileKind, explain, kind_of
 
 _MAX_DEPTH = 32
@@ -169,6 +170,8 @@ def _checked_key(key: object) -> str:
 
 
 def _check_plain(name: str, tensor: Tensor) -> None:
+    if name == METADATA_KEY:
+        raise FileFormatError(f"{quoted(name)} is no name for a tensor: {_CONVERT}")
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         raise FileFormatError(f"tensor {quoted(name)} is sparse, quantized or empty: {_CONVERT}")
 

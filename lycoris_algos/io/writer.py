@@ -107,7 +107,7 @@ class SafetensorsWriter:
                 f"{quoted(name)} was announced as {dtype} {shape}, "
                 f"but is {tensor.dtype} {tuple(tensor.shape)}"
             )
-        self._append(_bytes_of(tensor))
+        self._append(tensor_bytes(tensor))
         self._written += 1
 
     def copy(self, source: SafetensorsReader, first: str, last: str) -> None:
@@ -139,7 +139,7 @@ class SafetensorsWriter:
         position = len(self._header) + self._starts[index]
         part = self._open_part()
         with self._cleaning_up():
-            part.write_at(position, _bytes_of(tensor))
+            part.write_at(position, tensor_bytes(tensor))
 
     @property
     def unpublished(self) -> Path:
@@ -289,10 +289,11 @@ def _encode_header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def tensor_bytes(tensor: Tensor) -> memoryview:
     """The tensor's numbers in the order of the file; a copy only where device or strides ask it."""
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+    flat = plain.as_strided((plain.numel(),), (1,))  # a single number is contiguous with any stride
+    return flat.view(torch.uint8).numpy().data
 
 
 def _free_space(folder: Path) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
 from torch import Tensor
 
 from ..formats import dialect_of
+from ..io import tensor_bytes
 from .adapter_set import AdapterSet
 from .bundles import embedding_tensors
 
@@ -30,5 +30,5 @@ def content_hash(adapter_set: AdapterSet) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(to_tensors(adapter_set).items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()

@@ -159,6 +159,7 @@ REFUSED = {
     "deep": (lambda: nested(60), "no end"),
     "doubled": (lambda: doubled(25), "no end"),
     "two of a name": (lambda: {"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, r"called 'a\.b'"),
+    "the format's own name": (lambda: {"a": torch.ones(1), "__metadata__": torch.ones(1)}, "no name for a"),
     "no name": (lambda: {(1, 2): torch.ones(1)}, "no name but a tuple"),
     "repeated": (lambda: {"a": torch.ones(1).expand(10**12)}, "repeat their data"),
     "many views": (

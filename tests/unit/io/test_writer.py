@@ -90,6 +90,7 @@ def test_any_strides_and_views_are_written_as_their_values(tmp_path: Path) -> No
         "transposed": base.permute(2, 0, 1),
         "slice": base[:, 1:, ::2],
         "expanded": torch.ones(1).expand(5),
+        "one, with strides of 0": torch.ones(()).expand(1, 1),
         "channels_last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
         "conjugate": torch.randn(3, dtype=torch.complex64).conj(),
         "negative": torch.randn(3, dtype=torch.complex64).conj().imag,

@@ -14,7 +14,7 @@ from samples import CASES
 from torch import Tensor
 
 from lycoris_algos import AdapterSet, LayerAdapter, from_tensors, load, save
-from lycoris_algos.network import to_tensors
+from lycoris_algos.network import content_hash, to_tensors
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
 #: Layer names as a dialect spells them, and other spellings of suffixes that its files may have.
@@ -138,6 +138,14 @@ def test_saving_does_not_change_what_is_saved(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in to_tensors(adapters).items()}
     save(adapters, tmp_path / "x.safetensors")
     assert all(same_bits(value, before[key]) for key, value in to_tensors(adapters).items())
+
+
+def test_a_number_that_a_torch_file_stores_as_a_view(tmp_path: Path) -> None:
+    layer = "lora_unet_a"
+    stored = {f"{layer}.lora_up.weight": torch.ones(4, 1), f"{layer}.lora_down.weight": torch.ones(1, 4)}
+    torch.save({**stored, f"{layer}.diff_b": torch.ones(()).expand(1)}, tmp_path / "x.pt")
+    adapters = load(tmp_path / "x.pt")
+    assert content_hash(load(save(adapters, tmp_path / "x.safetensors"))) == content_hash(adapters)
 
 
 def test_tensors_that_are_views_are_saved_as_what_they_show(tmp_path: Path) -> None:
