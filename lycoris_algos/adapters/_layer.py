@@ -72,11 +72,11 @@ class LayerAdapter(Brief):
         if not layer.weight_components and (layer.magnitude or layer.reshape or not layer.bias_extras):
             names = listed(sorted(tensors)) or "nothing"
             raise UnknownAdapterError(f"it stores {names}, which changes no weight by itself")
-        if layer.reshape is not None and layer.matrix_shape is None:
-            raise ShapeMismatchError(
-                f"it enlarges its weight to {'×'.join(map(str, layer.reshape.shape))} for "
-                f"{' + '.join(layer.titles)}, whose tensors do not tell how large the weight is"
-            )
+        if layer.reshape is not None:
+            if layer.matrix_shape is None:
+                titles = " + ".join(layer.titles)
+                raise ShapeMismatchError(f"it enlarges its weight, whose size its {titles} does not tell")
+            layer.fits(layer.reshape.shape)  # or a small file could ask for any amount of memory
         return layer
 
     def to_tensors(self) -> dict[str, Tensor]:

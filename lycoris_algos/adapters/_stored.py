@@ -177,6 +177,8 @@ def _whole(key: str, stored: Tensor) -> Tensor:
 def _number(key: str, stored: Tensor) -> float:
     if stored.numel() != 1:
         raise ShapeMismatchError(f"'{key}' must be one number, but has the shape {tuple(stored.shape)}")
+    if stored.dtype.is_complex:
+        raise BadValueError(f"'{key}' is stored as {stored.dtype}, which is no real number type")
     value = float(stored.to(torch.float64).item())
     if not math.isfinite(value):
         raise BadValueError(f"'{key}' is {value}")

@@ -21,7 +21,7 @@ from ..ops.orthogonal import cayley
 from ..structures import ColumnButterfly
 from ._base import FLOAT, Algorithm, Base, Shape
 from ._keys import KeySpec
-from ._stored import tensor
+from ._stored import require_matrix, tensor
 from .boft import require_stages
 from .oft import require_blocks
 
@@ -47,6 +47,7 @@ class InputBOFT(Algorithm):
         return {"block size": self.blocks.shape[-1]}
 
     def check(self) -> None:
+        require_matrix("boft_s", self.rescale)
         require_blocks("boft_R", self.blocks)
         if len(self.blocks) > 1:  # blocks of a single stage may be of odd size
             require_stages("boft_R", self.blocks)

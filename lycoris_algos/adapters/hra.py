@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import BadValueError
+from ..errors import BadValueError, ShapeMismatchError
 from ..ops.dtypes import solving
 from ..structures import Product
 from ._base import FLOAT, Algorithm, Base, Shape
@@ -41,6 +41,10 @@ class HRA(Algorithm):
 
     def check(self) -> None:
         require_matrix("hra_u", self.vectors)
+        if self.vectors.dim() != 2:
+            raise ShapeMismatchError(
+                f"'hra_u' has the shape {tuple(self.vectors.shape)}, but holds one vector per column"
+            )
         if not bool(self.vectors.flatten(1).float().square().sum(0).all()):
             raise BadValueError("'hra_u' holds a vector of zeros, which is no direction to reflect")
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import BadValueError
+from ..errors import BadValueError, ShapeMismatchError
 from ..ops.dtypes import added, common_dtype, solving, times
 from ..ops.lowrank import best_factors, gram_svd, leading_svd, product_svd
 from ..ops.ranks import RankKind, RankRule, choose
@@ -66,7 +66,11 @@ class LoRA(Algorithm):
     def check(self) -> None:
         for name, value in self.tensors():
             require_matrix(name, value)
-        ranks = {"lora_up.weight": row_numel(self.up), "lora_down.weight": self.down.shape[0]}
+        if row_numel(self.up) != self.up.shape[1]:
+            raise ShapeMismatchError(
+                f"'lora_up.weight' has the shape {tuple(self.up.shape)}: only the other factor has a kernel"
+            )
+        ranks = {"lora_up.weight": self.up.shape[1], "lora_down.weight": self.down.shape[0]}
         if self.mid is not None:
             ranks["lora_mid.weight"] = self.mid.shape[0]
             ranks["lora_mid.weight (second axis)"] = self.mid.shape[1]

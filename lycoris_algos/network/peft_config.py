@@ -10,15 +10,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeGuard
 
 from ..adapters import Extra, LayerAdapter
-from ..errors import LycorisError
+from ..errors import BadValueError, LycorisError
 from ..text import Brief, quoted
 from .patterns import Patterns
 
 _PREFIX = "base_model.model."
 _LARGEST = 1e300
+_DIGITS = 400
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,18 @@ class PeftConfig(Brief):
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> PeftConfig:
-        """The one that a file's metadata hold, under diffusers' key or PEFT's own file name."""
+        """The one that a file's metadata hold, under diffusers' key or PEFT's own file name.
+
+        Raises BadValueError for a pattern's number that no training uses.
+        """
         table = json_table(metadata.get("lora_adapter_metadata")) or json_table(
             metadata.get("adapter_config")
         )
         return cls(
-            {key: _patterns(value) if key.endswith("_pattern") else value for key, value in table.items()}
+            {
+                key: _patterns(key, value) if key.endswith("_pattern") else value
+                for key, value in table.items()
+            }
         )
 
 
@@ -61,7 +67,7 @@ def as_peft_trained(name: str, layer: LayerAdapter, config: PeftConfig) -> tuple
 def json_table(text: str | None) -> dict[str, object]:
     """The JSON object that ``text`` is; empty for anything else."""
     try:
-        table = json.loads(text) if text else {}
+        table = json.loads(text, parse_int=_whole) if text else {}
     except (ValueError, RecursionError):
         return {}
     return table if isinstance(table, dict) else {}
@@ -79,8 +85,9 @@ class _OfLayer:
         return self.values.get(f"{component}.{key}", self.values.get(key))
 
     def number(self, *keys: str) -> float | None:
-        """The first of ``keys`` that is a number."""
-        return next((float(value) for key in keys if _is_number(value := self[key])), None)
+        """The first of ``keys`` that is a number. Raises BadValueError for one that no training uses."""
+        numbers = (_number(key, self[key]) for key in keys)
+        return next((value for value in numbers if value is not None), None)
 
     def of_layer(self, patterns: str, *keys: str) -> float | None:
         """PEFT's rule: the first of ``patterns`` that the end of the layer's path matches, else ``keys``."""
@@ -104,10 +111,24 @@ class _OfLayer:
         return version is None or (int(version[1]), int(version[2])) < (major, minor)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and -_LARGEST < value < _LARGEST
+def _whole(digits: str) -> float:
+    """A whole number of JSON; Python refuses to read those of thousands of digits."""
+    return int(digits) if len(digits) < _DIGITS else float(digits)
 
 
-def _patterns(table: object) -> Patterns:
+def _number(key: str, value: object) -> float | None:
+    """``value`` if it is a number; BadValueError, naming ``key``, if it is one that no training uses."""
+    if not isinstance(value, int | float):
+        return None
+    if not -_LARGEST < value < _LARGEST:
+        raise BadValueError(
+            f"PEFT's configuration has a number under {quoted(key)} that no training uses: "
+            "the configuration is damaged, or the file is"
+        )
+    return float(value)
+
+
+def _patterns(key: str, table: object) -> Patterns:
     items = table.items() if isinstance(table, dict) else ()
-    return Patterns({pattern: float(value) for pattern, value in items if _is_number(value)})
+    numbers = {pattern: _number(key, value) for pattern, value in items}
+    return Patterns({pattern: value for pattern, value in numbers.items() if value is not None})

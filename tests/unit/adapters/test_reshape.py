@@ -132,10 +132,8 @@ def test_it_never_makes_a_weight_smaller(shape: tuple[int, ...]) -> None:
 
 
 def test_a_core_of_another_shape_than_the_one_asked_for() -> None:
-    layer = LayerAdapter.from_tensors({**lora((24, 16)), **asked((24, 20))})
-    for shape in ((24, 10), (24, 16), (24, 20)):
-        with pytest.raises(ShapeMismatchError, match="24×20"):
-            layer.fits(shape)
+    with pytest.raises(ShapeMismatchError, match="24×20"):
+        LayerAdapter.from_tensors({**lora((24, 16)), **asked((24, 20))})
 
 
 def test_it_changes_nothing_alone() -> None:

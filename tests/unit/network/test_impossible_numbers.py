@@ -45,10 +45,19 @@ def test_settings_that_make_alpha_impossible(tensors: dict[str, Tensor], fields:
         lycoris_algos.from_tensors(tensors, peft(**fields))
 
 
-@pytest.mark.parametrize("alpha", [10**400, 1e308, "2", None, float("nan")])
-def test_settings_that_are_no_sane_number_are_passed_over(alpha: object) -> None:
+@pytest.mark.parametrize("alpha", ["2", None, [2], {"x": 2}])
+def test_settings_that_are_no_numbers_are_passed_over(alpha: object) -> None:
     layers = lycoris_algos.from_tensors(PEFT, peft(lora_alpha=alpha, alpha=None))
     assert all(bool(layer.delta((24, 16)).isfinite().all()) for layer in layers.values())
+
+
+@pytest.mark.parametrize("number", ["1e301", "-1e301", "1e400", "-1e400", "NaN", "9" * 400, "9" * 5000])
+@pytest.mark.parametrize("setting", ["lora_alpha", "alpha_pattern", "rank_pattern"])
+def test_settings_that_no_training_uses(setting: str, number: str) -> None:
+    value: object = {"to_q": "@"} if setting.endswith("_pattern") else "@"
+    told = {key: text.replace('"@"', number) for key, text in peft(**{setting: value}).items()}
+    with pytest.raises(BadValueError, match=f"file 'adapter'.*'{setting}' that no training uses"):
+        lycoris_algos.from_tensors(PEFT, told)
 
 
 @pytest.mark.parametrize("size", ["inf", "nan", "1e300", "-5", "x"])
@@ -73,6 +82,31 @@ def test_a_weight_is_only_enlarged_to_what_its_adapter_fills(shape: tuple[int, i
     tensors = {"a.oft_blocks": torch.zeros(6, 4, 4), "a.reshape_weight": torch.tensor(shape)}
     with pytest.raises(ShapeMismatchError, match="enlarges its weight"):
         lycoris_algos.from_tensors(tensors)
+
+
+@pytest.mark.parametrize("shape", [(24, 2**24), (6, 109), (12, 108)])
+def test_a_weight_is_only_enlarged_to_what_its_factors_fill(shape: tuple[int, int]) -> None:
+    loha = {f"a.hada_w{half}_{side}": torch.ones(*size) for half in (1, 2) for side, size in _SIDES}
+    with pytest.raises(ShapeMismatchError):
+        lycoris_algos.from_tensors({**loha, "a.reshape_weight": torch.tensor(shape)})
+
+
+_SIDES = (("a", (6, 2)), ("b", (2, 108)))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"hra_u": torch.ones(16, 2, 1)},
+        {"lora_up.weight": torch.ones(12, 2, 4, 1), "lora_down.weight": torch.ones(8, 8, 3, 3)},
+        {"boft_R": torch.zeros(1, 4, 4, 4), "boft_s": torch.zeros(0, 1)},
+        {**{key[2:]: value for key, value in LORA.items()}, "alpha": torch.tensor(2j)},
+    ],
+    ids=["vectors", "up with a kernel", "no outputs", "a complex alpha"],
+)
+def test_shapes_and_numbers_that_no_training_makes(tensors: dict[str, Tensor]) -> None:
+    with pytest.raises((ShapeMismatchError, BadValueError), match="file 'adapter', layer 'a'"):
+        lycoris_algos.from_tensors({f"a.{suffix}": value for suffix, value in tensors.items()})
 
 
 @pytest.mark.parametrize("strength", [1e39, -1e39, 1e7, float("inf"), float("nan")])

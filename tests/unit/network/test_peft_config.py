@@ -56,7 +56,7 @@ def test_a_pattern_that_cannot_be_tried_is_refused(pattern: str) -> None:
         load(lora(), lora_alpha=4, alpha_pattern={pattern: 8})
 
 
-@pytest.mark.parametrize("alpha", [None, "high", float("nan"), [2], {}])
+@pytest.mark.parametrize("alpha", [None, "high", [2], {}])
 def test_an_alpha_that_is_no_number_is_none(alpha: object) -> None:
     assert scale(load(lora(), lora_alpha=alpha, alpha_pattern={"to_q": alpha})) == 1.0
 
