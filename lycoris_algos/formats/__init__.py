@@ -36,9 +36,9 @@ def dialect_of(layer: str) -> Dialect:
 
 
 def common_dialect(layers: Iterable[str]) -> Dialect:
-    """The dialect of most of ``layers``."""
+    """The dialect of most of ``layers``; of two with as many, the first of ``DIALECTS``."""
     counts = Counter(dialect_of(layer) for layer in layers)
-    return counts.most_common(1)[0][0] if counts else UNKNOWN
+    return max((*DIALECTS, UNKNOWN), key=lambda dialect: counts[dialect]) if counts else UNKNOWN
 
 
 def is_text_layer(layer: str) -> bool:

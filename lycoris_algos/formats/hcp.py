@@ -22,8 +22,11 @@ class HcpDialect(Dialect):
     """HCP's spelling: suffixes follow ``___.``, and those of its own LoRA have names of their own."""
 
     def render(self, layer: str, suffix: str) -> str:
-        own = self.suffixes.get(suffix, suffix) if layer.startswith("lora") else suffix
-        return f"{layer}.{JOINT}{own}"
+        if not layer.startswith("lora"):
+            return f"{layer}.{JOINT}{suffix}"
+        if suffix == "alpha":  # by which HCP's own LoRA means another number
+            return f"{layer}.{suffix}"
+        return f"{layer}.{JOINT}{self.suffixes.get(suffix, suffix)}"
 
 
 DIALECT = HcpDialect(

@@ -198,6 +198,10 @@ def test_a_whole_file_of_one_dialect(name: str) -> None:
     assert common_dialect((*model, *text)).name == name
 
 
+def test_which_of_two_does_not_depend_on_the_order() -> None:
+    assert common_dialect(["lora_unet_a", "lycoris_b"]) is common_dialect(["lycoris_b", "lora_unet_a"])
+
+
 def test_most_layers_decide() -> None:
     assert common_dialect([*KOHYA_SD1, *COMFY[:2]]).name == "kohya"
     assert common_dialect([*KOHYA_SD1[:1], *COMFY]).name == "comfy"
@@ -230,6 +234,7 @@ WRITTEN = {
         "lora.clip_B.text_model.encoder.layers.0.mlp.fc1.___.alpha",
         "plugin.mid_block.attentions.0.proj_in.___.hada_w1_a",
         "plugin:mid_block.attentions.0.proj_in.___.alpha",
+        "lora:mid_block.attentions.0.proj_in.alpha",
     ),
     "bare": ("double_blocks.0.img_attn.qkv.lora_A.weight", "blocks.0.self_attn.q.lora_B.weight"),
 }
