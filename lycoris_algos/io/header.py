@@ -170,17 +170,19 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _check_texts(value: object) -> None:
+def _check_texts(value: object, name: str | None = None) -> None:
+    """Refuses broken texts in ``value``, which is found under ``name``, or is a name itself."""
     # JSON can spell half a surrogate pair, which is no text and could never be written again.
     if isinstance(value, dict):
-        for name, inner in value.items():
-            _check_texts(name)
-            _check_texts(inner)
+        for key, inner in value.items():
+            _check_texts(key)
+            _check_texts(inner, key)
     elif isinstance(value, str):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise FileFormatError(f"the header holds a broken character: {_DAMAGED}") from error
+            where = f"the name {quoted(value)}" if name is None else f"what is under {quoted(name)}"
+            raise FileFormatError(f"the header holds a broken character in {where}: {_DAMAGED}") from error
 
 
 def _checked_metadata(entry: object) -> dict[str, str]:

@@ -136,7 +136,7 @@ def _group(
             grouped[pieces[0]].append(_Stored(key, pieces[1], value))
     strangers: list[Unmatched] = []
     owners = _owners(rest, grouped)
-    dialects = {dialect_of(layer).name for layer in grouped} - {UNKNOWN.name}
+    dialects = {dialect_of(layer).name for layer in grouped} - {UNKNOWN.name} if rest else set()
     for key in rest:  # a weak suffix, or an unknown tensor, which spoils its layer: see _usable
         owner = owners.get(key)
         layer = _of_whole_weight(key, tensors[key], dialects) if owner is None else None

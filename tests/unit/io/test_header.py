@@ -65,8 +65,11 @@ HOSTILE = {
     ),
     "duplicate field": (packed(b'{"a":{"dtype":"F32","dtype":"F16"}}'), r"'dtype' twice"),
     "duplicate metadata": (packed(b'{"__metadata__":{"k":"1","k":"2"}}'), r"'k' twice"),
-    "half surrogate": (packed(b'{"\\ud800": 1}'), r"broken character"),
-    "half surrogate value": (packed({"__metadata__": {"k": "\ud800"}}), r"broken character"),
+    "half surrogate": (packed(b'{"\\ud800": 1}'), r"broken character in the name ''"),
+    "half surrogate value": (
+        packed({"__metadata__": {"k": "\ud800"}}),
+        r"broken character in what is under 'k'",
+    ),
     "metadata list": (packed({"__metadata__": []}), r"metadata is not a table"),
     "metadata number": (packed({"__metadata__": {"k": 1}}), r"metadata value 'k' is not a text"),
     "entry is a number": (one(1), r"entry for tensor 'a' lacks"),
