@@ -4,6 +4,8 @@ Adapters lie in ComfyUI's ``loras`` folder for most people and in ``lycoris`` fo
 as one list. A file of ``loras`` is called what core's Load LoRA calls it, so that a workflow can switch
 between the two nodes; a file of ``lycoris`` is called the same way, with ``lycoris/`` in front only where
 ``loras`` has a file of that name.
+
+ComfyUI's page makes HTML of the names in a list, so one with ``<`` in it is listed with another character.
 """
 
 from __future__ import annotations
@@ -50,6 +52,17 @@ def adapter_path(name: str) -> Path:
     )
 
 
+def listed(name: str) -> str:
+    """The file ``name`` as it stands in a list on the page."""
+    return name.replace("<", "‹")
+
+
+def unlisted(folder: str, name: str) -> str:
+    """The file of ``folder`` that is ``listed`` as ``name``; ``name`` itself if it is one, or none is."""
+    names = folder_paths.get_filename_list(folder)
+    return name if name in names else next((own for own in names if listed(own) == name), name)
+
+
 def require_chosen(name: object) -> None:
     """Raises FileNotFoundError, in words, for a widget without a value: an imported workflow may have one."""
     if not isinstance(name, str) or not name:
@@ -58,13 +71,13 @@ def require_chosen(name: object) -> None:
 
 def _listed() -> dict[str, tuple[str, str]]:
     """{name as listed: (folder, name in it)}."""
-    listed = {name: ("loras", name) for name in folder_paths.get_filename_list("loras")}
+    known = {listed(name): ("loras", name) for name in folder_paths.get_filename_list("loras")}
     for inner in folder_paths.get_filename_list("lycoris"):
-        name = inner
-        while name in listed:
+        name = listed(inner)
+        while name in known:
             name = _PREFIX + name
-        listed[name] = ("lycoris", inner)
-    return listed
+        known[name] = ("lycoris", inner)
+    return known
 
 
 def fingerprint(path: Path) -> tuple[str, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ def test_one_name_in_both_folders_means_two_files(name: str, load_node: Any, fol
     assert is_lora(found.pop(name), "loras"), "core's Load LoRA calls it so"
     (of_lycoris,) = found.values()
     assert is_lora(of_lycoris, "lycoris")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such file names there")
+@pytest.mark.parametrize("folder", ["loras", "lycoris"])
+def test_a_name_that_would_be_html_in_the_list(folder: str, load_node: Any, folders: Path) -> None:
+    name = "<img src=x onerror=alert(1)> R&B.safetensors"
+    tiny.put(folders, name, folder=folder)
+
+    assert options_of(load_node) == [name.replace("<", "‹")]
+    for meant in (name, *options_of(load_node)):
+        assert load_node.validate_inputs(meant) is True
+        assert is_lora(adapters_of(load_node.execute(meant, 1.0, 1.0).args[0]), "")
 
 
 def test_a_folder_of_loras_may_be_called_lycoris(load_node: Any, folders: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -109,6 +110,17 @@ def file_for(algo: str, model: Any, layers: dict[str, str], seed: str = "") -> d
         if fits.get(algo, True):
             found[name] = tiny.make(algo, weight, name + seed)
     return found
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such file names there")
+def test_a_base_whose_name_would_be_html_in_the_list(bases: Path, comfy_nodes: dict[str, Any]) -> None:
+    name = "<img src=x onerror=alert(1)>.safetensors"
+    save_file({"a": torch.zeros(1)}, bases / "checkpoints" / name)
+    node = comfy_nodes["MergeLyCORIS"]
+    (combo,) = (item for item in node.define_schema().inputs if item.id == "base")
+    assert combo.options == [f"checkpoints/{name.replace('<', '‹')}"]
+    assert node.validate_inputs(combo.options[0]) is True
+    assert node.validate_inputs(f"checkpoints/{name}") is True
 
 
 @pytest.mark.parametrize("algo", ALGOS)
