@@ -6,6 +6,7 @@
 #   COMFYUI_PATH=/ComfyUI  test against that ComfyUI instead of the bundled 0.3.75
 #   PORT=8188              for serve
 #   PYTEST_ARGS="-k lokr"  for test
+#   EXAMPLES=100000        for fuzz
 
 PYTHON ?= python3
 LYCORIS_LAB ?= $(CURDIR)/.host
@@ -16,7 +17,7 @@ export DO_NOT_TRACK := 1
 
 LAB_PYTHON := $(LYCORIS_LAB)/venv/bin/python
 
-.PHONY: help demo serve test lint format typecheck validate pytest bench install models clean
+.PHONY: help demo serve test lint format typecheck validate pytest bench fuzz install models clean
 
 help:
 	@echo "make demo       run an example workflow in the real ComfyUI, on the CPU, and compare the pictures"
@@ -24,6 +25,7 @@ help:
 	@echo "make test       everything that must pass: lint, types, the registry's checks, all tests"
 	@echo "make lint       ruff: rules and formatting       make format     let ruff repair what it can"
 	@echo "make typecheck  mypy                             make bench      measure against ComfyUI core"
+	@echo "make fuzz       damage files at random (EXAMPLES=...) and hold the library to what it makes of them"
 	@echo "make clean      delete the lab and all caches"
 
 demo:
@@ -65,6 +67,11 @@ validate: install
 
 bench: install
 	@for file in benchmarks/*.py; do echo "$$file"; $(LAB_PYTHON) $$file $(BENCH_ARGS) || exit 1; done
+
+EXAMPLES ?= 100000
+
+fuzz: install
+	FUZZ_EXAMPLES=$(EXAMPLES) $(LAB_PYTHON) -m pytest tests/unit/test_fuzz.py --hypothesis-show-statistics
 
 clean:
 	rm -rf "$(LYCORIS_LAB)" .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
