@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _KEY, _KIND = "key", "kind"
-# Far below float32's end, so that a product with a strength cannot pass it.
-_LARGEST = 1e30
+# Far from float32's ends: a product with a strength does not pass them, and what is stored again is the same.
+_SMALLEST, _LARGEST = 1e-30, 1e30
 
 
 def tensor(key: str, *, optional: bool = False) -> Any:
@@ -71,7 +71,7 @@ class Stored(Brief, ABC):
         """
         for field in _fields(type(self)):
             value = getattr(self, field.name)
-            if isinstance(value, float) and not -_LARGEST < value < _LARGEST:
+            if isinstance(value, float) and value != 0.0 and not _SMALLEST < abs(value) < _LARGEST:
                 raise BadValueError(
                     f"{quoted(field.metadata.get(_KEY, field.name))} is {value:g}, which no training uses: "
                     "the file is damaged, or its metadata is"

@@ -26,7 +26,7 @@ def peft(**fields: object) -> dict[str, str]:
     return {"lora_adapter_metadata": json.dumps(settings)}
 
 
-@pytest.mark.parametrize("alpha", [1e300, 1e39, float("inf"), float("nan"), -1e35])
+@pytest.mark.parametrize("alpha", [1e300, 1e39, float("inf"), float("nan"), -1e35, 5e-324])
 def test_an_alpha_that_no_training_uses(alpha: float) -> None:
     with pytest.raises(BadValueError, match="'alpha' is"):
         lycoris_algos.from_tensors({**LORA, "a.alpha": torch.tensor(alpha, dtype=torch.float64)})
