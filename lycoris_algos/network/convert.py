@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -22,9 +22,10 @@ from ..adapters import LayerAdapter
 from ..errors import BadValueError, NoSpellingError
 from ..formats import Dialect, dialect_of, is_text_layer
 from ..ops.rounding import STOCHASTIC
-from ..text import quoted
+from ..text import listed, quoted
 from .adapter_set import AdapterSet
 from .corrections import MARK
+from .load import still_unread
 from .peft_form import PEFT_METADATA, WITHOUT_ALPHA, peft_form, peft_metadata
 from .recipe import RECIPE, source_record
 from .respelling import KnownNames, Respelled, respelled, writable
@@ -70,14 +71,24 @@ def convert(
     described.update(peft_metadata(layers))
     written = adapter_set.dialect if target is None else target.name
     bundled = adapter_set.embeddings if embeddings else {}
+    unread = still_unread(adapter_set.unread, layers)
     return replace(
         adapter_set,
         layers=layers,
         metadata=described,
         dialect=written,
         embeddings=bundled,
-        notes=(*adapter_set.notes, *_rounding_notes(exact, layers, dtype)),
+        notes=(*adapter_set.notes, *_rounding_notes(exact, layers, dtype), *_left_out(adapter_set, unread)),
+        unread=unread,
     )
+
+
+def _left_out(adapter_set: AdapterSet, unread: Collection[str]) -> list[str]:
+    """What cannot be carried along."""
+    names = [key for key in adapter_set.unread if key not in unread]
+    if not names:
+        return []
+    return [f"left out, because the new names of layers would make them changes: {listed(names)}"]
 
 
 # ---- numbers --------------------------------------------------------------------------------------------

@@ -161,6 +161,17 @@ def _of_whole_weight(key: str, value: Tensor, dialects: Set[str]) -> str | None:
     return layer if is_weight and dialect_of(layer).name in dialects else None
 
 
+def still_unread(unread: Mapping[str, Tensor], layers: Collection[str]) -> dict[str, Tensor]:
+    """Those of ``unread`` that mean nothing in a file of ``layers`` either, whatever these are called now."""
+    dialects = {dialect_of(layer).name for layer in layers} - {UNKNOWN.name}
+    owners = _owners(list(unread), layers)
+    return {
+        key: value
+        for key, value in unread.items()
+        if key not in owners and _of_whole_weight(key, value, dialects) is None
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class _Stored:
     """One tensor of a layer: its key in the file, its suffix in LyCORIS' spelling, and itself."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lycoris_algos import AdapterSet, from_tensors, load, save
+from lycoris_algos import AdapterSet, convert, from_tensors, load, save
 from lycoris_algos.inspection import describe
 
 
@@ -103,3 +103,14 @@ def test_what_nobody_reads_is_written_again_as_it_was(tmp_path: Path) -> None:
         assert torch.equal(again.unread[key], value)
     assert "strange.thing" in describe(again)
     assert again.size_bytes == first.size_bytes
+
+
+def test_new_names_give_no_meaning_to_what_nobody_read(tmp_path: Path) -> None:
+    stray = "lora_unet_down_blocks_0_norm.weight"
+    own = from_tensors({**pair("unet.down_blocks.0.attn.to_q"), stray: torch.ones(6), "x.y": torch.ones(1)})
+    assert own.unread.keys() == {stray, "x.y"}
+    spelled = convert(own, dialect="kohya")
+    again = load(save(spelled, tmp_path / "x.safetensors"))
+    assert list(again) == list(spelled)
+    assert again.unread.keys() == {"x.y"}
+    assert any("left out" in note and stray in note for note in spelled.notes)
