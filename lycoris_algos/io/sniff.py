@@ -64,13 +64,18 @@ def explain(first: bytes) -> str:
         )
     if first.startswith(_ZIP) or kind_of(first) is FileKind.TORCH_PICKLE:
         return (
-            "this is a PyTorch file (pickle) or a zip archive, not safetensors: "
-            "give it its own suffix (.pt, .ckpt), or unpack the archive"
+            "this is a PyTorch file (pickle) or a zip archive, not safetensors: load it in ComfyUI and save it "
+            "again with Save Checkpoint, or unpack the archive"
         )
     if first.startswith(b"GGUF"):
         return "this is a GGUF file, not safetensors: use the safetensors version of it"
     if first.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF")):
         return f"this is a picture, not a model file: {again}"
+    if first.startswith(b"{") and b'"weight_map"' in first:
+        return (
+            "this is the index of a model that is cut into several files, and models are read from one file: "
+            "load it in ComfyUI and save it again"
+        )
     if all(byte in _PRINTABLE for byte in first):
         begins = quoted(first.decode("ascii"), 60)
         return f"this is a text file (it begins {begins}), not a model file: {again}"

@@ -12,7 +12,7 @@ Ways to a result, cheapest first:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -284,11 +284,15 @@ def _require_base(parameters: Sequence[ParameterPlan], base: KnownModel | None) 
     ]
     if not lacking:
         return
-    titles = sorted({t for p in lacking for c in p.contributions for t in c.adapter.titles})
+    titles = sorted({title for parameter in lacking for title in _titles_that_need_a_base(parameter)})
     where = f"{len(lacking)} layers, the first is {quoted(lacking[0].name)}"
     if base is None:
         depends = any(parameter.needs_base for parameter in lacking)
-        why = "change a weight by its own values" if depends else "do not store how large a weight is"
+        one = len(titles) == 1
+        if depends:
+            why = f"change{'s' if one else ''} a weight by its own values"
+        else:
+            why = f"do{'es' if one else ''} not store how large a weight is"
         raise NeedsBaseError(
             f"{' and '.join(titles)} {why}, so the change exists only together with the model that was "
             f"trained on: give the base model ({where})"
@@ -298,6 +302,17 @@ def _require_base(parameters: Sequence[ParameterPlan], base: KnownModel | None) 
         f"{' and '.join(titles)}, whose change depends on it: give the model that was trained on, "
         f"in fp16, bf16 or fp8 ({where})"
     )
+
+
+def _titles_that_need_a_base(parameter: ParameterPlan) -> Iterator[str]:
+    """What of the adapters of ``parameter`` nothing but a weight can tell, in words."""
+    for adapter in (c.adapter for c in parameter.contributions):
+        if not parameter.needs_base:
+            yield from adapter.titles
+            continue
+        yield from (item.title for item in adapter.weight_components if item.needs_weight)
+        if adapter.magnitude is not None:
+            yield adapter.magnitude.title
 
 
 def _notes(parameters: Sequence[ParameterPlan], options: CombineOptions) -> list[str]:

@@ -45,6 +45,7 @@ HOSTILE = {
     "html": (b"<!DOCTYPE html><html><body>Please log in</body></html>", r"this is a web page"),
     "html after blanks": (b"\n  <html>" + b" " * 99, r"this is a web page"),
     "json answer": (b'{"error":"Unauthorized, log in first"}', r"text file \(it begins '\{”err"),
+    "index": (b'{"metadata": {}, "weight_map": {"a": "model-1-of-2.safetensors"}}', r"several files"),
     "zip": (b"PK\x03\x04" + b"\0" * 60, r"PyTorch file \(pickle\) or a zip"),
     "pickle": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", r"PyTorch file \(pickle\)"),
     "gguf": (b"GGUF\x03\0\0\0" + b"\0" * 60, r"GGUF"),

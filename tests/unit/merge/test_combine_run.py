@@ -37,6 +37,13 @@ def test_weight_dependent_adapters_need_the_base() -> None:
             plan_combine(sources)
 
 
+def test_only_what_depends_on_the_weight_is_said_to() -> None:
+    lora = {"lora_up.weight": torch.randn(24, 2), "lora_down.weight": torch.randn(2, 16)}
+    sets = [adapters(lora, "kohya"), adapters({**lora, "dora_scale": torch.ones(24, 1)}, "kohya")]
+    with pytest.raises(NeedsBaseError, match=r"^DoRA changes a weight by its own values"):
+        plan_combine([StackEntry(own) for own in sets])
+
+
 def test_live_order_is_what_a_stack_does() -> None:
     case = next(case for case in SAMPLES if case.algos == ("ia3",) and len(case.shape) == 2)
     sets = [adapters(variant(case, number), f"{number}") for number in (1, 2)]
