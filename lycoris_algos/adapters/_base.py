@@ -196,6 +196,10 @@ class Extra(Component):
         """(what its tensors mean beside ``algorithm``, what was done about it or "")."""
         return self, ""
 
+    def to_peft(self, algorithm: Algorithm) -> Extra | None:
+        """The form that PEFT reads beside ``algorithm``; None where it has none."""
+        return None
+
     def holding(self, change: Tensor) -> Extra | None:
         """One of the same key with another ``change``; None for what does not store its change as it is."""
         return None

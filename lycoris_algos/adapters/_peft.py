@@ -34,13 +34,14 @@ def scaled_by_peft(algorithm: Algorithm, settings: PeftSettings) -> PeftReading:
         scaled = replace(fields, fixed_scale=alpha / rank)
     else:
         scaled = replace(fields, alpha=alpha)
-    # A bias of lora_B is scaled with its matrix; only lora_bias makes one.
-    return PeftReading(scaled, "alpha from PEFT's configuration in the metadata", alpha / rank)
+    return PeftReading(scaled, "alpha from PEFT's configuration in the metadata")
 
 
 def folded(algorithm: _A) -> _A:
     """``algorithm`` with its scale in a factor, so that nothing but its factors tells what it does."""
     fields: Any = algorithm
+    if fields.alpha is None and fields.fixed_scale is None:
+        return algorithm
     own = scale(fields.alpha, algorithm.rank, fields.fixed_scale)
     if own != 1.0:
         fields = algorithm.cast(torch.float32).multiplied(own)

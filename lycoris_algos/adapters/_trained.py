@@ -53,8 +53,7 @@ class PeftSettings(Protocol):
 
 
 class PeftReading(NamedTuple):
-    """An algorithm as PEFT trained it, what was done about it, and what its layer's bias is multiplied by."""
+    """An algorithm as PEFT trained it, and what was done about it."""
 
     algorithm: Algorithm
     note: str = ""
-    bias_scale: float = 1.0

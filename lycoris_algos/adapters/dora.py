@@ -126,7 +126,7 @@ class MagnitudeVector(Magnitude):
         return None if joined is None else MagnitudeVector(joined)
 
     def to_peft(self) -> MagnitudeVector:
-        return MagnitudeVector(self.magnitudes.reshape(-1))
+        return self if self.magnitudes.dim() == 1 else MagnitudeVector(self.magnitudes.reshape(-1))
 
 
 def _one_below_the_other(parts: Sequence[tuple[int, Tensor]], total: int) -> Tensor | None:

@@ -1,9 +1,10 @@
 """Full: the change of a layer stored whole, ``diff`` for its weight and ``diff_b`` for its bias.
 
-    W' = W + m·diff          b' = b + m·diff_b
+    W' = W + m·diff          b' = b + m·diff_b          b' = b + m·s·lora_B.bias
 
 Trained by LyCORIS' ``full`` and by most fine-tune extractors; often beside an algorithm on the same layer,
-where all of it adds up. ``diff_b`` alone is legal.
+where all of it adds up. ``diff_b`` alone is legal. PEFT's ``lora_bias`` is stored as ``lora_B.bias`` and
+scaled as the LoRA beside it is, by s: a ``diff_b`` once that is known.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ._base import Algorithm, Extra, scale
 from ._fitting import FitRequest, Fitted
 from ._keys import KeySpec
 from ._stored import tensor
 from ._whole import WholeChange, fit_whole
+from .lora import LoRA
 
 _REFERENCE = "https://github.com/KohakuBlueleaf/LyCORIS/blob/main/docs/Algo-Details.md"
 
@@ -55,3 +58,29 @@ class FullBias(WholeChange):
     @classmethod
     def fit(cls, request: FitRequest) -> Fitted:
         return fit_whole(cls, request)
+
+    def to_peft(self, algorithm: Algorithm) -> Extra | None:
+        return LoRABias(self.change) if isinstance(algorithm, LoRA) and _scale_of(algorithm) == 1.0 else None
+
+
+@dataclass(frozen=True, eq=False)
+class LoRABias(WholeChange):
+    """``lora_B.bias``: the change of a bias before it is scaled, (o,)."""
+
+    algo: ClassVar[str] = "lora_bias"
+    title: ClassVar[str] = "Full"
+    reference: ClassVar[str] = "https://huggingface.co/docs/peft/package_reference/lora"
+    keys: ClassVar[KeySpec] = KeySpec(required=("lora_B.bias",))
+    target: ClassVar[str] = "bias"
+
+    change: Tensor = tensor("lora_B.bias")
+
+    def beside(self, algorithm: Algorithm | None) -> tuple[Extra, str]:
+        own = FullBias(self.change)
+        if not isinstance(algorithm, LoRA):
+            return own, ""
+        return own.multiplied(_scale_of(algorithm)), ""
+
+
+def _scale_of(lora: LoRA) -> float:
+    return scale(lora.alpha, lora.rank, lora.fixed_scale)

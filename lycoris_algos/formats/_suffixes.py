@@ -12,7 +12,6 @@ _SPELLINGS = {
     # PEFT, and so diffusers, ai-toolkit and SimpleTuner
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
-    "lora_B.bias": "diff_b",
     "lora_magnitude_vector.weight": "lora_magnitude_vector",
     "magnitude": "lora_magnitude_vector",
     # Mochi

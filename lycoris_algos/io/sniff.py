@@ -64,8 +64,8 @@ def explain(first: bytes) -> str:
         )
     if first.startswith(_ZIP) or kind_of(first) is FileKind.TORCH_PICKLE:
         return (
-            "this is a PyTorch file (pickle) or a zip archive, not safetensors: load it in ComfyUI and save it "
-            "again with Save Checkpoint, or unpack the archive"
+            "this is a PyTorch file (pickle) or a zip archive, not safetensors: load it in ComfyUI and "
+            "save it again with Save Checkpoint, or unpack the archive"
         )
     if first.startswith(b"GGUF"):
         return "this is a GGUF file, not safetensors: use the safetensors version of it"

@@ -10,15 +10,16 @@ from ..formats import dialect_of
 from ..io import tensor_bytes
 from .adapter_set import AdapterSet
 from .bundles import embedding_tensors
+from .peft_form import WITHOUT_ALPHA, as_peft_stores
 
 
 def to_tensors(adapter_set: AdapterSet) -> dict[str, Tensor]:
     """{key: tensor} as a file holds them: the set's own layer names, in their dialect; the rest untouched."""
-    layers = {
-        dialect_of(layer).render(layer, suffix): value
-        for layer, adapter in adapter_set.items()
-        for suffix, value in adapter.to_tensors().items()
-    }
+    layers: dict[str, Tensor] = {}
+    for layer, adapter in adapter_set.items():
+        dialect = dialect_of(layer)
+        stored = as_peft_stores(adapter) if dialect.name in WITHOUT_ALPHA else adapter
+        layers.update((dialect.render(layer, name), value) for name, value in stored.to_tensors().items())
     return {**adapter_set.unread, **layers, **embedding_tensors(adapter_set.embeddings)}
 
 

@@ -3,7 +3,8 @@
 - A *multiplier* is stored in a factor of each algorithm that is linear in one; the others (DoRA, OFT …) need
   their change to be computed against the base weight, which is CombineLyCORIS' work, and are refused.
 - A *dialect* has its own names for layers, and other layers where a model is fused (respelling.py). diffusers
-  and PEFT also have no alpha, no Tucker kernels, and only some algorithms (peft_form.py).
+  and PEFT also have no alpha, no Tucker kernels, and only some algorithms (peft_form.py). They refuse a file
+  that holds anything else, so that is left out of theirs and a note names it; elsewhere it is written again.
 - Everything is computed in float32 and rounded once, to the new dtype. Factors for fp8 are multiplied so that
   they use its range, where alpha may make up for it, and a note says what the rounding takes.
 """
@@ -24,6 +25,7 @@ from ..formats import Dialect, dialect_of, is_text_layer
 from ..ops.rounding import STOCHASTIC
 from ..text import listed, quoted
 from .adapter_set import AdapterSet
+from .bundles import embedding_tensors
 from .corrections import MARK
 from .load import still_unread
 from .peft_form import PEFT_METADATA, WITHOUT_ALPHA, peft_form, peft_metadata
@@ -48,9 +50,10 @@ def convert(
     """``adapter_set`` with its multipliers folded in, stored in ``dtype`` as ``dialect`` spells it.
 
     None keeps a dtype or the dialect; ``known`` tells other names of the layers, and which of them take
-    ``strength_clip``; bundled ``embeddings`` come along or not. Raises BadValueError for a multiplier that
-    cannot be folded in (naming CombineLyCORIS) or a number that does not fit ``dtype``, and
-    NoSpellingError, naming the layer, for what ``dialect`` has no word for.
+    ``strength_clip``; bundled ``embeddings`` come along or not, where the dialect allows.
+
+    Raises BadValueError for a multiplier that cannot be folded in (naming CombineLyCORIS) or a number that
+    does not fit ``dtype``, and NoSpellingError, naming the layer, for what ``dialect`` has no word for.
     """
     target = None if dialect is None else writable(dialect)
     entry = StackEntry(adapter_set, strength_model, strength_clip)
@@ -70,17 +73,29 @@ def convert(
     described = _metadata(adapter_set, dtype, target, strength_model, strength_clip, title)
     described.update(peft_metadata(layers))
     written = adapter_set.dialect if target is None else target.name
-    bundled = adapter_set.embeddings if embeddings else {}
     unread = still_unread(adapter_set.unread, layers)
-    return replace(
+    converted = replace(
         adapter_set,
         layers=layers,
         metadata=described,
         dialect=written,
-        embeddings=bundled,
+        embeddings=adapter_set.embeddings if embeddings else {},
         notes=(*adapter_set.notes, *_rounding_notes(exact, layers, dtype), *_left_out(adapter_set, unread)),
         unread=unread,
     )
+    return converted if target is None else _without_strangers(converted, target)
+
+
+def _without_strangers(adapter_set: AdapterSet, dialect: Dialect) -> AdapterSet:
+    """``adapter_set`` without what ``dialect`` would refuse the whole file for: diffusers' and PEFT's do."""
+    names = [*adapter_set.unread, *embedding_tensors(adapter_set.embeddings)]
+    if dialect.name not in WITHOUT_ALPHA or not names:
+        return adapter_set
+    note = (
+        f"{len(names)} tensors are left out, since {dialect.title} refuses a file that holds what is no "
+        f"adapter to it: {listed(names)}"
+    )
+    return replace(adapter_set, unread={}, embeddings={}, notes=(*adapter_set.notes, note))
 
 
 def _left_out(adapter_set: AdapterSet, unread: Collection[str]) -> list[str]:
@@ -146,6 +161,22 @@ def stored(
     }
 
 
+def as_written(adapter_set: AdapterSet) -> AdapterSet:
+    """``adapter_set`` with every layer in the form that its dialect has, where it has one (``formed``).
+
+    Itself if that is how it is. Raises BadValueError as ``stored`` does.
+    """
+    spelled = {name: Respelled(layer, name) for name, layer in adapter_set.items()}
+    exact = formed(spelled, None, insisting=False)
+    told = peft_metadata(exact)
+    if all(exact[name] is layer for name, layer in adapter_set.items()):
+        if told.keys() <= adapter_set.metadata.keys():
+            return adapter_set
+        return replace(adapter_set, metadata={**adapter_set.metadata, **told})
+    layers = stored(exact, spelled, adapter_set, None)
+    return replace(adapter_set, layers=layers, metadata={**_in_factors(adapter_set.metadata), **told})
+
+
 def _stored(name: str, layer: LayerAdapter, before: LayerAdapter, dtype: torch.dtype | None) -> LayerAdapter:
     """``layer`` in ``dtype``, or in that of its first tensor ``before``."""
     if layer is before and dtype is None:
@@ -204,8 +235,7 @@ def _metadata(
     title: str | None,
 ) -> dict[str, str]:
     """What was there, that every alpha is as stored, and how this file came about."""
-    kept = still_true(adapter_set.metadata)
-    kept.setdefault(MARK, "converted: every alpha is what the file says")
+    kept = _in_factors(adapter_set.metadata)
     recipe: dict[str, object] = {
         "tool": "lycoris_algos convert",
         "source": source_record(adapter_set),
@@ -216,6 +246,11 @@ def _metadata(
     }
     kept[RECIPE] = json.dumps(recipe, ensure_ascii=False)
     return {**kept, **modelspec(kept, title or adapter_set.name)}
+
+
+def _in_factors(metadata: Mapping[str, str]) -> dict[str, str]:
+    """``still_true``, and that nothing about the factors is left for metadata to say."""
+    return {MARK: "converted: every alpha is what the file says", **still_true(metadata)}
 
 
 def still_true(metadata: Mapping[str, str]) -> dict[str, str]:

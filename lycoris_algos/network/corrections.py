@@ -53,11 +53,15 @@ def _as_trained(name: str, layer: LayerAdapter, facts: TrainingFacts) -> tuple[L
 
 def _read_together(layer: LayerAdapter) -> tuple[LayerAdapter, list[str]]:
     """``layer`` with what its extras mean beside its algorithm, and what was done or is unusual."""
-    read = [extra.beside(layer.algorithm) for extra in layer.extras]
-    notes = [note for _, note in read if note]
-    if notes:
-        layer = replace(layer, extras=tuple(extra for extra, _ in read))
     algorithm = layer.algorithm
+    read, biases = ([extra.beside(algorithm) for extra in own] for own in (layer.extras, layer.bias_extras))
+    notes = [note for _, note in (*read, *biases) if note]
+    if read or biases:
+        layer = replace(
+            layer,
+            extras=tuple(extra for extra, _ in read),
+            bias_extras=tuple(extra for extra, _ in biases),
+        )
     if algorithm is not None and algorithm.rank is not None and algorithm.facts().get("alpha") == 0:
         notes.append("alpha is 0: the file changes nothing there")
     return layer, notes

@@ -56,9 +56,10 @@ _OTHER_FILES: tuple[tuple[str, str, str], ...] = (
 
 # What only adapters have, whatever their names.
 _ADAPTER_WORD = re.compile(r"(^|[._])(loras?|lora_[A-Za-z]+|hada|lokr|loha|glora|oft|boft|ia3|dora)([._]|$)")
-# What PEFT wraps a module in that it trains whole, and the name of the adapter.
-_PEFT_BIAS = re.compile(r"\.lora_B(\.[^.]+)?\.bias$")
-_MODULES_TO_SAVE = re.compile(r"\.modules_to_save(\.[^.]+)?(?=\.weight$)")
+# A parameter itself, and what PEFT wraps its module in: to train it whole, or to put an adapter beside it.
+_PARAMETER = re.compile(r"(.+?)(?:\.modules_to_save(?:\.[^.]+)?|\.base_layer)?\.(weight|bias)", re.DOTALL)
+# Who stores biases that were trained beside an adapter under their own names.
+_WITH_BIASES = frozenset({"peft", "diffusers"})
 # PEFT's own file name; what it stores means little without the adapter_config.json beside it.
 _PEFT_STEM = "adapter_model"
 
@@ -139,9 +140,9 @@ def _group(
     dialects = {dialect_of(layer).name for layer in grouped} - {UNKNOWN.name} if rest else set()
     for key in rest:  # a weak suffix, or an unknown tensor, which spoils its layer: see _usable
         owner = owners.get(key)
-        layer = _of_whole_weight(key, tensors[key], dialects) if owner is None else None
-        if layer is not None:
-            grouped[layer].append(_Stored(key, "set_weight", tensors[key]))
+        whole = _whole_parameter(key, tensors[key], owner, dialects)
+        if whole is not None:
+            grouped[whole[0]].append(_Stored(key, whole[1], tensors[key]))
         elif owner is None:
             strangers.append(Unmatched(key, "no known algorithm stores a tensor of this name"))
         else:
@@ -150,15 +151,22 @@ def _group(
     return grouped, strangers
 
 
-def _of_whole_weight(key: str, value: Tensor, dialects: Set[str]) -> str | None:
-    """The layer whose whole weight ``key`` is, beside adapters in ``dialects``; None if it is none.
+def _whole_parameter(
+    key: str, value: Tensor, owner: str | None, dialects: Set[str]
+) -> tuple[str, str] | None:
+    """(layer, suffix) of the parameter that ``key`` itself is, beside adapters in ``dialects``, or None.
 
     PEFT stores layers that were trained whole (``modules_to_save``) under their own names, and so does
-    diffusers with norms.
+    diffusers with norms. PEFT's option ``bias`` adds those of all layers, also of ``owner``'s.
     """
-    layer = _MODULES_TO_SAVE.sub("", key).removesuffix(".weight")
-    is_weight = key.endswith(".weight") and value.dtype.is_floating_point and value.dim() > 0
-    return layer if is_weight and dialect_of(layer).name in dialects else None
+    match = _PARAMETER.fullmatch(key)
+    if match is None or not value.dtype.is_floating_point or not value.dim():
+        return None
+    layer, what = match.groups()
+    if owner is None:
+        return (layer, f"set_{what}") if dialect_of(layer).name in dialects else None
+    is_own = layer == owner and key != f"{layer}.weight"
+    return (layer, f"set_{what}") if is_own and dialect_of(layer).name in _WITH_BIASES else None
 
 
 def still_unread(unread: Mapping[str, Tensor], layers: Collection[str]) -> dict[str, Tensor]:
@@ -213,18 +221,7 @@ def _usable(stored: list[_Stored], known: Set[str], unmatched: list[Unmatched]) 
         key = next(item.key for item in stored if item.suffix == "alpha")
         unmatched.append(Unmatched(key, "nothing in this layer is scaled by an alpha"))
         del own["alpha"]
-    _scale_bias(stored, own)
     return own
-
-
-def _scale_bias(stored: list[_Stored], own: dict[str, Tensor]) -> None:
-    """Scales a bias of PEFT's ``lora_B`` as its weight is: by alpha/rank; ``diff_b`` is never scaled."""
-    down, alpha = own.get("lora_down.weight"), own.get("alpha")
-    if alpha is None or alpha.numel() != 1 or down is None or not down.dim() or not len(down):
-        return
-    for item in stored:
-        if item.suffix == "diff_b" and _PEFT_BIAS.search(item.key):
-            own["diff_b"] = (item.tensor.float() * (float(alpha) / len(down))).to(item.tensor.dtype)
 
 
 def _no_adapter(

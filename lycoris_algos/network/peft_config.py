@@ -55,13 +55,7 @@ def as_peft_trained(name: str, layer: LayerAdapter, config: PeftConfig) -> tuple
         reading = layer.algorithm.from_peft(_OfLayer(name, config.values))
     except LycorisError as error:
         raise error.with_context(f"layer {quoted(name)}") from error
-    if not reading.note:
-        return layer, ""
-    biases = layer.bias_extras
-    if reading.bias_scale != 1.0:
-        multiplied = [extra.multiplied(reading.bias_scale) or extra for extra in biases]
-        biases = tuple(extra for extra in multiplied if isinstance(extra, Extra))
-    return replace(layer, algorithm=reading.algorithm, bias_extras=biases), reading.note
+    return replace(layer, algorithm=reading.algorithm), reading.note
 
 
 def json_table(text: str | None) -> dict[str, object]:

@@ -21,14 +21,21 @@ PEFT_METADATA = ("lora_adapter_metadata", "adapter_config")
 
 
 def peft_form(layer: LayerAdapter, title: str) -> LayerAdapter:
-    """``layer`` as PEFT knows it: alpha in the factors, magnitudes of outputs as a vector, nothing else.
+    """``layer`` as PEFT knows it: alpha in the factors, magnitudes of outputs as a vector, a LoRA's bias.
 
-    Raises NoSpellingError, naming the dialect by its ``title``, for what has no such form.
+    Itself if that is what it is. Raises NoSpellingError, naming the dialect by its ``title``, for what has no
+    such form.
     """
     magnitude = layer.magnitude
-    alone = not layer.extras and not layer.bias_extras and layer.reshape is None
+    alone = not layer.extras and layer.reshape is None
     algorithm = layer.algorithm.to_peft() if layer.algorithm is not None and alone else None
-    if algorithm is None:
+    # PEFT's DoRA takes no bias.
+    takes_biases = algorithm is not None and (magnitude is None or not layer.bias_extras)
+    if (
+        algorithm is None
+        or not takes_biases
+        or any(extra.to_peft(algorithm) is None for extra in layer.bias_extras)
+    ):
         raise NoSpellingError(
             f"{title} has no form for {' + '.join(layer.titles)} as it is stored here: choose kohya or "
             "ComfyUI, or let CombineLyCORIS make a LoRA of it"
@@ -37,7 +44,17 @@ def peft_form(layer: LayerAdapter, title: str) -> LayerAdapter:
         magnitude = magnitude.to_peft()
         if magnitude is None:
             raise NoSpellingError(f"{title} knows DoRA on outputs only, and this is on inputs")
+    if algorithm is layer.algorithm and magnitude is layer.magnitude:
+        return layer
     return replace(layer, algorithm=algorithm, magnitude=magnitude)
+
+
+def as_peft_stores(layer: LayerAdapter) -> LayerAdapter:
+    """``layer`` for a file in PEFT's names: a bias is that of ``lora_B`` where there is such a form of it."""
+    if layer.algorithm is None or not layer.bias_extras:
+        return layer
+    biases = tuple(extra.to_peft(layer.algorithm) or extra for extra in layer.bias_extras)
+    return replace(layer, bias_extras=biases)
 
 
 def peft_metadata(layers: Mapping[str, LayerAdapter]) -> dict[str, str]:
@@ -61,8 +78,13 @@ def peft_metadata(layers: Mapping[str, LayerAdapter]) -> dict[str, str]:
     table: dict[str, object] = {}
     for component, own in ranks.items():
         prefix = f"{component}." if component else ""
-        has_magnitudes = any(layer.magnitude is not None for layer in components[component].values())
-        table.update({prefix + key: value for key, value in _configuration(own, has_magnitudes).items()})
+        layers_of = components[component].values()
+        told = {
+            **_configuration(own),
+            "use_dora": any(layer.magnitude is not None for layer in layers_of),
+            "lora_bias": any(layer.bias_extras for layer in layers_of),
+        }
+        table.update({prefix + key: value for key, value in told.items()})
     return {PEFT_METADATA[0]: json.dumps(table)}
 
 
@@ -71,7 +93,7 @@ def _ranks(layers: Mapping[str, LayerAdapter]) -> dict[str, int]:
     return {name: rank for name, rank in known.items() if rank is not None}
 
 
-def _configuration(ranks: Mapping[str, int], use_dora: bool) -> dict[str, object]:
+def _configuration(ranks: Mapping[str, int]) -> dict[str, object]:
     """What PEFT's LoraConfig takes."""
     common = Counter(ranks.values()).most_common(1)[0][0]
     other = tuple(name for name, rank in ranks.items() if rank != common)
@@ -86,5 +108,4 @@ def _configuration(ranks: Mapping[str, int], use_dora: bool) -> dict[str, object
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
         "target_modules": sorted(ranks),
-        "use_dora": use_dora,
     }

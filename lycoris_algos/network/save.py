@@ -9,7 +9,7 @@ import torch
 from ..io import save_tensors
 from .adapter_set import AdapterSet
 from .content import to_tensors
-from .convert import convert
+from .convert import as_written, convert
 
 
 def save(
@@ -21,10 +21,12 @@ def save(
 ) -> Path:
     """Writes ``adapter_set`` as safetensors with its metadata, in its stored dtypes and dialect unless given.
 
+    Layers in diffusers' and PEFT's names have their alpha in the factors, as those programs ask for.
     The file appears whole or not at all, and never over an existing one: the path that was written is
     returned, with a counter in its name if ``path`` was taken. Raises FileFormatError when the file
     cannot be written, and as ``convert`` does.
     """
     if dtype is not None or dialect is not None:
         adapter_set = convert(adapter_set, dtype=dtype, dialect=dialect)
-    return save_tensors(Path(path), to_tensors(adapter_set), dict(adapter_set.metadata))
+    written = as_written(adapter_set)
+    return save_tensors(Path(path), to_tensors(written), dict(written.metadata))

@@ -130,7 +130,7 @@ def save_stack(
         )
     if entry.adapters.embeddings:
         words = listed(entry.adapters.embeddings, show=quoted)
-        lines.append(f"  embeddings {'included' if include_embeddings else 'left out'}: {words}")
+        lines.append(f"  embeddings {'included' if converted.embeddings else 'left out'}: {words}")
     return written, as_report(lines)
 
 

@@ -254,16 +254,31 @@ def test_names_without_a_prefix_follow_the_same_patterns(tmp_path: Path) -> None
 # ---- beside an adapter ------------------------------------------------------------------------------------
 
 
-def test_weights_that_were_saved_whole_replace_and_their_biases_are_listed(tmp_path: Path) -> None:
+def test_weights_and_biases_that_were_saved_whole_replace(tmp_path: Path) -> None:
     options = {"r": 4, "lora_alpha": 2, "modules_to_save": ["wide"]}
     PeftCase("modules_to_save", peft.LoraConfig, LINEAR, options).save(tmp_path)
     loaded = lycoris_algos.load(tmp_path / FILE)
     assert set(loaded) == {PREFIX + name for name in (*LINEAR, "wide")}
-    saved = load_file(tmp_path / FILE)[f"{PREFIX}wide.weight"]
-    weight = torch.randn_like(saved)
-    assert torch.allclose(weight + loaded[f"{PREFIX}wide"].delta(weight), saved, atol=1e-6)
-    assert {item.key for item in loaded.unmatched} == {f"{PREFIX}wide.bias"}
-    assert all("no known algorithm" in item.reason for item in loaded.unmatched)
+    saved, layer = load_file(tmp_path / FILE), loaded[f"{PREFIX}wide"]
+    assert layer.bias is not None
+    for what, adapter in (("weight", layer), ("bias", layer.bias)):
+        wanted = saved[f"{PREFIX}wide.{what}"]
+        base = torch.randn_like(wanted)
+        assert torch.allclose(base + adapter.delta(base), wanted, atol=1e-6)
+    assert loaded.unmatched == ()
+
+
+def test_biases_of_layers_without_an_adapter_replace(tmp_path: Path) -> None:
+    PeftCase("bias", peft.LoraConfig, LINEAR, {"r": 4, "lora_alpha": 2, "bias": "all"}).save(tmp_path)
+    saved, loaded = load_file(tmp_path / FILE), lycoris_algos.load(tmp_path / FILE)
+    keys = [key for key in saved if key.endswith(".bias")]
+    assert len(keys) > len(LINEAR)
+    for key in keys:
+        adapter = loaded[key.removesuffix(".bias").removesuffix(".base_layer")].bias
+        assert adapter is not None
+        base = torch.randn_like(saved[key])
+        assert torch.allclose(base + adapter.delta(base), saved[key], atol=1e-6)
+    assert loaded.unmatched == ()
 
 
 @pytest.mark.filterwarnings("ignore:PiSSA changes the base weights")  # PEFT's, of the conversion itself

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import lycoris_algos
 from lycoris_algos import AdapterSet, convert
+from lycoris_algos.io import read_tensors
 from lycoris_algos.merge.combine import plan_combine, run_combine
 from lycoris_algos.network import StackEntry, to_tensors
 
@@ -40,7 +42,7 @@ class Model(nn.Module):
         )
 
 
-def adapters(prefix: str, magnitudes: bool) -> AdapterSet:
+def adapters(prefix: str, magnitudes: bool = False, biases: bool = False) -> AdapterSet:
     draw = torch.Generator().manual_seed(1)
     stored: dict[str, Tensor] = {}
     for name, (rank, alpha) in LAYERS.items():
@@ -49,11 +51,13 @@ def adapters(prefix: str, magnitudes: bool) -> AdapterSet:
         stored[f"{prefix}{name}.alpha"] = torch.tensor(alpha)
         if magnitudes:
             stored[f"{prefix}{name}.lora_magnitude_vector"] = torch.rand(16, generator=draw) + 1
+        if biases:
+            stored[f"{prefix}{name}.diff_b"] = torch.randn(16, generator=draw)
     return lycoris_algos.from_tensors(stored)
 
 
-def merged_by_peft(tensors: dict[str, Tensor], config: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """(layer, its weight with the adapter merged in)."""
+def merged_by_peft(tensors: dict[str, Tensor], config: dict[str, Any]) -> Iterator[tuple[str, nn.Linear]]:
+    """(name, layer with the adapter merged in)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(Model(), peft.LoraConfig(**config))
@@ -61,26 +65,39 @@ def merged_by_peft(tensors: dict[str, Tensor], config: dict[str, Any]) -> Iterat
         assert not result.unexpected_keys
         merged = model.merge_and_unload()
     for name in LAYERS:
-        yield name, merged.get_submodule(name).weight.detach()
+        layer = merged.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        yield name, layer
 
 
-@pytest.mark.parametrize("magnitudes", [False, True], ids=["LoRA", "DoRA"])
-@pytest.mark.parametrize("combined", [False, True], ids=["converted", "combined"])
-@pytest.mark.parametrize("prefix", ["base_model.model.", "transformer."])
-def test_peft_reads_what_is_written(prefix: str, combined: bool, magnitudes: bool) -> None:
-    own = adapters(prefix, magnitudes)
-    if combined:
+def written_in(way: str, own: AdapterSet, folder: Path) -> tuple[dict[str, Tensor], str]:
+    """(tensors, PEFT's configuration) of a file that was written in one of the ways there are."""
+    if way == "saved":
+        tensors, metadata = read_tensors(lycoris_algos.save(own, folder / "x.safetensors"))
+        return tensors, metadata["lora_adapter_metadata"]
+    if way == "combined":
         written = run_combine(plan_combine([StackEntry(own)])).adapters
     else:
         written = convert(own)
-    tensors = to_tensors(written)
-    assert all(re.search(r"lora_[AB]\.weight$|lora_magnitude_vector$", key) for key in tensors)
-    said = json.loads(written.metadata["lora_adapter_metadata"])
+    return to_tensors(written), written.metadata["lora_adapter_metadata"]
+
+
+@pytest.mark.parametrize("beside", ["nothing", "magnitudes", "biases"])
+@pytest.mark.parametrize("way", ["saved", "converted", "combined"])
+@pytest.mark.parametrize("prefix", ["base_model.model.", "transformer."])
+def test_peft_reads_what_is_written(prefix: str, way: str, beside: str, tmp_path: Path) -> None:
+    own = adapters(prefix, magnitudes=beside == "magnitudes", biases=beside == "biases")
+    tensors, said = written_in(way, own, tmp_path)
+    known = r"lora_[AB]\.weight$|lora_magnitude_vector$|lora_B\.bias$"
+    assert all(re.search(known, key) for key in tensors)
     component = "" if prefix.startswith("base") else prefix
-    config = {key.removeprefix(component): value for key, value in said.items()}
+    config = {key.removeprefix(component): value for key, value in json.loads(said).items()}
     inside = {f"base_model.model.{key.removeprefix(prefix)}": value for key, value in tensors.items()}
     plain = Model()
-    for name, weight in merged_by_peft(inside, config):
-        base = plain.get_submodule(name).weight.detach()
-        wanted = own[prefix + name].delta(base)
-        assert (weight - base - wanted).norm() <= 1e-5 * wanted.norm(), name
+    for name, changed in merged_by_peft(inside, config):
+        base, adapter = plain.get_submodule(name), own[prefix + name]
+        assert isinstance(base, nn.Linear)
+        wanted = adapter.delta(base.weight.detach())
+        assert (changed.weight - base.weight - wanted).norm() <= 1e-5 * wanted.norm(), name
+        wanted = torch.zeros(16) if adapter.bias is None else adapter.bias.delta((16,))
+        assert (changed.bias - base.bias - wanted).norm() <= 1e-5 * max(float(wanted.norm()), 1.0), name

@@ -49,8 +49,15 @@ TAIL = """
 `.lora_linear_layer.up`, HCP's `.___.layer.W_up`; DoRA's `dora_scale`, `lora_magnitude_vector` and
 `magnitude`; everything of LyCORIS' as LyCORIS spells it, also behind HCP's `.___.`. Alpha is the tensor
 `alpha`, or PEFT's configuration in the metadata or beside the file, or else the rank; PEFT's
-`lora_B.bias` is scaled as its weight is. Whole weights beside adapters (PEFT's `modules_to_save`,
-diffusers' norms) take the place of the model's. lightx2v's `diff_m` is the change of Wan's `modulation`.
+`lora_B.bias` is scaled as its weight is. Whole weights and biases beside adapters (PEFT's
+`modules_to_save` and `bias`, diffusers' norms) take the place of the model's. lightx2v's `diff_m` is the
+change of Wan's `modulation`.
+
+Files in diffusers' and PEFT's names are written as both read them: no alpha, a LoRA's bias as `lora_B.bias`,
+ranks that differ in the metadata. What is no adapter to them (embeddings, tensors that nothing here reads)
+is left out of a file that is converted for them, and named, since diffusers would refuse all of the file.
+Both know a replaced weight only from the model that they train; it is kept as `set_weight`, which ComfyUI
+reads.
 
 Under a prefix that nobody knows (`net.`, `pipe.dit.`, `_orig_mod.` …) a layer is looked for by the
 longest end of its name that the model knows.

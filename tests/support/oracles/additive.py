@@ -70,6 +70,7 @@ def _stored(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
 for _algo, _key in (
     ("full", "diff"),
     ("full_bias", "diff_b"),
+    ("lora_bias", "lora_B.bias"),  # beside a LoRA without alpha
     ("norm", "w_norm"),
     ("norm_bias", "b_norm"),
 ):

@@ -92,6 +92,11 @@ def _set(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     return tensors["set_weight"] - weight
 
 
+@oracle("set_bias", "set_bias")
+def _set_bias(tensors: Arrays, bias: np.ndarray) -> np.ndarray:
+    return tensors["set_bias"] - bias
+
+
 def _decomposed(combined: np.ndarray, magnitudes: np.ndarray, axis: int) -> np.ndarray:
     """V·d/‖V‖ − V, with a norm for each channel of ``axis``."""
     change = np.empty(combined.shape)

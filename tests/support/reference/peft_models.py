@@ -153,6 +153,7 @@ CASES = (
     PeftCase("LoRA, rslora", peft.LoraConfig, _EVERY, {**_FACTORS, "use_rslora": True}),
     PeftCase("LoRA, alpha 0", peft.LoraConfig, LINEAR, {"r": 4, "lora_alpha": 0}),
     PeftCase("LoRA, lora_bias", peft.LoraConfig, _EVERY, {**_FACTORS, "lora_bias": True}),
+    PeftCase("LoRA, bias", peft.LoraConfig, _EVERY, {**_FACTORS, "bias": "lora_only"}),
     PeftCase(
         "LoRA, patterns of names",
         peft.LoraConfig,
@@ -230,10 +231,6 @@ REFUSED = (
     (
         PeftCase("IA3 of convolutions", peft.IA3Config, CONV2D, {"feedforward_modules": ["point2d"]}),
         "does not say which side it scales",
-    ),
-    (
-        PeftCase("LoRA that trains biases whole", peft.LoraConfig, LINEAR, {**_FACTORS, "bias": "lora_only"}),
-        "this layer also has 'base_layer.bias'",
     ),
     (
         PeftCase("PiSSA", peft.LoraConfig, LINEAR, {**_FACTORS, "init_lora_weights": "pissa"}),

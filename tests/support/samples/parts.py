@@ -23,6 +23,8 @@ def _full(draw: Draw) -> Iterator[Case]:
     beside = {**lora, "diff": draw(*linear), "diff_b": draw(24)}
     yield Case("linear", ("lora", "full"), beside, linear, ("full_bias",))
     yield Case("linear", ("lora",), {**lora, "diff_b": draw(24)}, linear, ("full_bias",))
+    plain = {"lora_up.weight": draw(24, 4), "lora_down.weight": draw(4, 16)}
+    yield Case("linear", ("lora",), {**plain, "lora_B.bias": draw(24)}, linear, ("lora_bias",))
     lokr = {"lokr_w1": draw(4, 4), "lokr_w2_a": draw(3, 2), "lokr_w2_b": draw(2, 18), "alpha": alpha(1)}
     yield Case("conv2d_3x3", ("lokr", "full"), {**lokr, "diff": draw(*conv)}, conv)
 
@@ -39,7 +41,10 @@ def _set(draw: Draw) -> Iterator[Case]:
     for kind in ("linear", "conv2d_3x3", "conv1d_3"):
         shape = LAYERS[kind]
         yield Case(kind, ("set",), {"set_weight": draw(*shape)}, shape)
+        both = {"set_weight": draw(*shape), "set_bias": draw(shape[0])}
+        yield Case(f"{kind}-bias", ("set",), both, shape, ("set_bias",))
     yield Case("vector", ("set",), {"set_weight": draw(17)}, (17,))
+    yield Case("alone", (), {"set_bias": draw(24)}, LAYERS["linear"], ("set_bias",))
 
 
 @samples("sparse")

@@ -57,7 +57,7 @@ SPLITS = {
     "blocks.0.self_attn.q.lora_A.default_0.weight": ("blocks.0.self_attn.q", "lora_down.weight"),
     "base_model.model.q.hada_w1_a.default": ("base_model.model.q", "hada_w1_a"),
     "base_model.model.q.oft_R.default.weight": ("base_model.model.q", "oft_R.weight"),
-    "double_blocks.0.img_attn.qkv.lora_B.bias": ("double_blocks.0.img_attn.qkv", "diff_b"),
+    "double_blocks.0.img_attn.qkv.lora_B.bias": ("double_blocks.0.img_attn.qkv", "lora_B.bias"),
     "diffusion_model.q.magnitude": None,
     "unet.mid_block.attentions.0.proj_in.lora.down.weight": (
         "unet.mid_block.attentions.0.proj_in",

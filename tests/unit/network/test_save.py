@@ -45,7 +45,12 @@ def file_of_every_sample(
         for layer, tensors in layers.items()
         for suffix, value in tensors.items()
     }
-    return stored, layers
+    # A bias of PEFT's lora_B is a plain one, once it is read.
+    read = {
+        layer: {"diff_b" if suffix == "lora_B.bias" else suffix: value for suffix, value in tensors.items()}
+        for layer, tensors in layers.items()
+    }
+    return stored, read
 
 
 def check_same(adapters: AdapterSet, layers: dict[str, dict[str, Tensor]]) -> None:

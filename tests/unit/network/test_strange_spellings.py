@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lycoris_algos import AdapterSet, convert, from_tensors, load, save
 from lycoris_algos.inspection import describe
+from lycoris_algos.network import to_tensors
 
 
 def pair(layer: str, rank: int = 2) -> dict[str, Tensor]:
@@ -43,13 +44,36 @@ def test_two_adapters_of_peft_in_one_file_are_named() -> None:
     "wrapper", ["", ".modules_to_save", ".modules_to_save.default", ".modules_to_save.own"]
 )
 def test_a_layer_that_was_trained_whole_takes_the_place_of_the_models(wrapper: str) -> None:
-    whole = torch.randn(4, 6)
-    own = from_tensors(
-        {**pair("base_model.model.blocks.0.q"), f"base_model.model.proj_out{wrapper}.weight": whole}
-    )
-    weight = torch.randn(4, 6)
-    torch.testing.assert_close(weight + own["base_model.model.proj_out"].delta(weight), whole)
+    for prefix in ("base_model.model.", "transformer."):
+        layer = f"{prefix}proj_out"
+        whole, whole_bias = torch.randn(4, 6), torch.randn(4)
+        parameters = {f"{layer}{wrapper}.weight": whole, f"{layer}{wrapper}.bias": whole_bias}
+        own = from_tensors({**pair(f"{prefix}blocks.0.q"), **parameters})
+        weight, bias, changed = torch.randn(4, 6), torch.randn(4), own[layer].bias
+        assert changed is not None
+        torch.testing.assert_close(weight + own[layer].delta(weight), whole)
+        torch.testing.assert_close(bias + changed.delta(bias), whole_bias)
+        assert own.unmatched == ()
+
+
+@pytest.mark.parametrize("wrapper", ["", ".base_layer"])
+@pytest.mark.parametrize("prefix", ["base_model.model.", "transformer."])
+def test_a_bias_that_was_trained_beside_an_adapter_takes_the_place_of_the_layers(
+    prefix: str, wrapper: str
+) -> None:
+    """PEFT's option ``bias``; PEFT of today wraps the layer, that of before did not."""
+    layer, whole, bias = f"{prefix}blocks.0.q", torch.randn(4), torch.randn(4)
+    own = from_tensors({**pair(layer), f"{layer}{wrapper}.bias": whole})
+    changed = own[layer].bias
+    assert changed is not None
+    torch.testing.assert_close(bias + changed.delta(bias), whole)
     assert own.unmatched == ()
+
+
+def test_a_bias_of_unknown_meaning_leaves_its_layer_out() -> None:
+    own = from_tensors({**pair("lora_unet_a"), **pair("lora_unet_b"), "lora_unet_a.bias": torch.ones(4)})
+    assert list(own) == ["lora_unet_b"]
+    assert len(own.unmatched) == 3
 
 
 def test_whole_weights_under_names_of_no_trainer_stay_unread() -> None:
@@ -114,3 +138,16 @@ def test_new_names_give_no_meaning_to_what_nobody_read(tmp_path: Path) -> None:
     assert list(again) == list(spelled)
     assert again.unread.keys() == {"x.y"}
     assert any("left out" in note and stray in note for note in spelled.notes)
+
+
+@pytest.mark.parametrize("dialect", ["diffusers", "peft"])
+def test_a_file_for_diffusers_holds_nothing_that_diffusers_refuses(dialect: str) -> None:
+    strange = {"strange.thing": torch.randn(3), "bundle_emb.word.clip_l": torch.randn(2, 768)}
+    first = from_tensors({**pair("transformer.blocks.0.to_q"), **strange})
+
+    written = convert(first, dialect=dialect)
+
+    assert all("lora" in key for key in to_tensors(written))  # diffusers' own test of a file
+    (note,) = written.notes
+    assert all(key in note for key in strange)
+    assert set(strange) < to_tensors(convert(first)).keys(), "as stored it is carried along"
