@@ -2,16 +2,17 @@
 
 One file per concern: ``places`` where numbers are, ``names`` what a path may mean, ``layers`` one half of a
 model (its diffusion model, or its text encoders), ``index`` both halves, ``overlaps`` which layers of a file
-meet there, ``spelling`` from places back to names. Of files: ``checkpoint`` their index, ``unet`` and
-``text_encoders`` what they call their layers, ``storage`` how they store weights, ``fingerprint`` what tells
-them apart. ``known`` is what a whole model answers to those who combine or save adapters, ``base_file`` one
-that is read from its file.
+meet there, ``families`` whether the file was made for it, ``spelling`` from places back to names. Of files:
+``checkpoint`` their index, ``unet`` and ``text_encoders`` what they call their layers, ``storage`` how they
+store weights, ``fingerprint`` what tells them apart. ``known`` is what a whole model answers to those who
+combine or save adapters, ``base_file`` one that is read from its file.
 """
 
 from __future__ import annotations
 
 from .base_file import BaseFile
 from .checkpoint import CheckpointIndex, index_checkpoint, index_header
+from .families import advice, doubts
 from .fingerprint import model_record
 from .index import Found, ModelIndex, Placement
 from .known import IndexedModel, KnownModel, WeightsInMemory
@@ -37,6 +38,8 @@ __all__ = [
     "Spots",
     "UnsuitableError",
     "WeightsInMemory",
+    "advice",
+    "doubts",
     "family_spot",
     "index_checkpoint",
     "index_header",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from . import diffusion_transformers, flux, hunyuan_video, ltx, lumina, stable_diffusion, wan
 from ._base import Family, FusedRows, Located, Rule, layer_of
@@ -47,18 +47,21 @@ _WITHIN = {
 }
 
 
+def families_of(parameters: Container[str]) -> list[Family]:
+    """The families that a model with these parameters is of: one, or none that is known by its parameters."""
+    return [family for family in FAMILIES if family.owns(parameters)]
+
+
 def names_in(shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Located]]:
     """(name, what it stands for) that any family has for a model with parameters of ``shapes``."""
-    for family in FAMILIES:
-        if family.owns(shapes):
-            yield from family.names(shapes)
+    for family in families_of(shapes):
+        yield from family.names(shapes)
 
 
 def diffusers_names_in(shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Located]]:
     """The same, of the names in diffusers alone; the first of a layer is today's."""
-    for family in FAMILIES:
-        if family.owns(shapes):
-            yield from family.diffusers_names(shapes)
+    for family in families_of(shapes):
+        yield from family.diffusers_names(shapes)
 
 
 def identify(layers: Iterable[str], metadata: Mapping[str, str] | None = None) -> str | None:
@@ -99,6 +102,7 @@ __all__ = [
     "Located",
     "Rule",
     "diffusers_names_in",
+    "families_of",
     "identify",
     "layer_of",
     "names_in",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -91,7 +91,7 @@ class Family(Brief):
     #: The part of the model in which the paths of files begin, with a dot after it.
     component: str = ""
 
-    def owns(self, parameters: Mapping[str, object]) -> bool:
+    def owns(self, parameters: Container[str]) -> bool:
         """Whether a model with these parameters is of this family."""
         return bool(self.marks) and all(mark in parameters for mark in self.marks)
 

@@ -14,9 +14,7 @@ from typing import Any
 
 from ...lycoris_algos import AdapterSet, NoMatchError, Unmatched
 from ...lycoris_algos.inspection import algorithm_lines, doubled_lines, unmatched_lines
-from ...lycoris_algos.io import base_model
-from ...lycoris_algos.model_files import ModelIndex, overlap
-from ...lycoris_algos.models import identify
+from ...lycoris_algos.model_files import ModelIndex, advice, doubts, overlap
 from ...lycoris_algos.network import Stack, StackEntry
 from ...lycoris_algos.text import Brief, as_report, capped, listed, quoted
 from .embeddings import FileWords, fit_words, with_words
@@ -84,7 +82,7 @@ def apply_stack(
     of_model, of_clip = ([item.placed_in(is_text) for item in matched] for is_text in (False, True))
     report = [
         _strengths(strength_model, strength_clip, clip),
-        *(_file_report(item, clip is not None) for item in matched),
+        *(_file_report(item, known) for item in matched),
         *_meeting_lines((known.model, of_model), (known.text, of_clip)),
     ]
     patched_clip = _patched(clip, of_clip, strength_clip)
@@ -105,7 +103,7 @@ def _refuse(item: _FileMatch, known: ModelIndex[Targets], on_unmatched: OnUnmatc
             f"none of the {len(adapters)} layers of {quoted(adapters.name)} fits {wired}.\n"
             f"{_what_it_is(adapters)}\n"
             + "\n".join(unmatched_lines(item.unmatched)[:6])
-            + f"\n{_advice(item)}"
+            + f"\n{_advice(item, known)}"
         )
     if on_unmatched is OnUnmatched.ANYTHING and item.unmatched:
         raise NoMatchError(
@@ -119,13 +117,11 @@ def _what_it_is(adapters: AdapterSet) -> str:
     return f"The file holds {'; '.join(algorithm_lines(adapters.values()))}."
 
 
-def _advice(item: _FileMatch) -> str:
+def _advice(item: _FileMatch, known: ModelIndex[Targets]) -> str:
     adapters = item.entry.adapters
     if len(item.match.left_out) == len(adapters) and all(item.match.left_out.values()):
         return "The file changes only text encoders: connect a CLIP."
-    trained_for = base_model(adapters.metadata) or identify(adapters, adapters.metadata)
-    kind = f"for {trained_for}" if trained_for else "for another kind of model"
-    return f"It was trained {kind}: use it with that, or remove it."
+    return advice(adapters, known)
 
 
 def _patched(patcher: Any, files: Sequence[tuple[Sequence[Placed], float]], strength: float) -> Any:
@@ -181,11 +177,12 @@ def _strength(value: float) -> str:
     return f"{value:g}" if value else "0 (no weight is changed)"
 
 
-def _file_report(item: _FileMatch, has_clip: bool) -> str:
+def _file_report(item: _FileMatch, known: ModelIndex[Targets]) -> str:
     adapters, placed = item.entry.adapters, item.match.placed
     total = len(adapters) - len(item.match.left_out)
     lines = [
         f"{item.entry}: {len(placed)} of {total} layers applied",
+        *(f"  {line}" for line in doubts(adapters, known, len(placed), total)),
         *(f"  {line}" for line in algorithm_lines(adapters[layer] for layer in placed)),
         *(f"  {line}" for line in capped(item.words.lines if item.words is not None else ())),
     ]
@@ -195,7 +192,7 @@ def _file_report(item: _FileMatch, has_clip: bool) -> str:
     for is_text, count in Counter(item.match.left_out.values()).items():
         what, socket = ("text encoder", "CLIP") if is_text else ("diffusion model", "MODEL")
         lines.append(f"  {count} {what} layers are left out: no {socket} is connected")
-    if adapters.embeddings and not has_clip:
+    if adapters.embeddings and known.text is None:
         names = listed(adapters.embeddings)
         lines.append(f"  embeddings are left out ({names}): no CLIP is connected")
     return "\n".join(lines)

@@ -64,6 +64,35 @@ def test_a_file_for_another_model_is_an_error_that_says_everything(
     assert (tiny.checksum(model), tiny.state_of(model)) == (before, state)
 
 
+@pytest.mark.parametrize(
+    ("title", "blocks", "doubted"), [("Flux", 60, True), ("Qwen-Image", 60, False), ("Flux", 19, False)]
+)
+def test_a_file_that_fits_by_its_widths_alone_is_doubted(
+    title: str, blocks: int, doubted: bool, apply: Any
+) -> None:
+    """Attention of Qwen-Image has the names and the sizes of Flux's, in more blocks."""
+    import families
+
+    model = families.load(next(subject for subject in families.SUBJECTS if subject.title == title))
+    families.forget()
+    parts = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    up, down = torch.ones(3072, 1, dtype=torch.float16), torch.ones(1, 3072, dtype=torch.float16)
+    file = {
+        f"transformer.transformer_blocks.{number}.attn.{part}": {
+            "lora_up.weight": up,
+            "lora_down.weight": down,
+        }
+        for number in range(blocks)
+        for part in parts
+    }
+
+    report = apply.files(model, file)[2]
+
+    fitting = 8 * (min(blocks, 19) if title == "Flux" else blocks)
+    assert f"{fitting} of {8 * blocks} layers applied" in report
+    assert ("was trained for another model" in report) == doubted
+
+
 def test_one_bad_file_of_a_stack_stops_all_of_it(
     model: Any, fitting: Any, alien: Any, apply: Any, errors: Any
 ) -> None:

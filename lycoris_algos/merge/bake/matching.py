@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ...adapters import LayerAdapter
 from ...errors import NeedsBaseError, SiblingRowsError
-from ...model_files import LayerIndex, ModelIndex
+from ...model_files import LayerIndex, ModelIndex, doubts
 from ...model_files.places import AdapterRows, Spots, pieces_of
 from ...network import StackEntry, Unmatched
 from ...text import Brief, listed, quoted
@@ -37,7 +37,8 @@ class FilePlan(Brief):
     """What becomes of one file of the stack: which layers have a place, and which do not.
 
     ``left_out`` are sentences about what the checkpoint has no part for; ``doubled`` are layers that change
-    the same weight as others of the file, and what was done about it.
+    the same weight as others of the file, and what was done about it; ``doubts`` are sentences about whether
+    the file was made for this model.
     """
 
     entry: StackEntry
@@ -45,6 +46,7 @@ class FilePlan(Brief):
     unmatched: tuple[Unmatched, ...]
     left_out: tuple[str, ...]
     doubled: tuple[Unmatched, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,15 @@ class Matcher:
             words = listed(adapters.embeddings, show=quoted)
             left_out.append(f"embeddings are left out: {words}: a checkpoint has no place for words")
         unmatched = (*adapters.unmatched, *placement.unmatched)
-        return FilePlan(entry, tuple(placement.placed), unmatched, tuple(left_out), placement.doubled)
+        placed, total = tuple(placement.placed), len(adapters) - len(placement.left_out)
+        return FilePlan(
+            entry,
+            placed,
+            unmatched,
+            tuple(left_out),
+            placement.doubled,
+            tuple(doubts(adapters, self._index, len(placed), total)),
+        )
 
     def changes(self) -> dict[str, tuple[PlannedChange, ...]]:
         """{key: what changes it}, each in the order in which its spots were first named.

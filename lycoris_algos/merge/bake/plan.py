@@ -15,7 +15,7 @@ import torch
 from ...errors import LycorisError, NoMatchError
 from ...inspection import unmatched_lines
 from ...io import Header, TensorInfo
-from ...model_files import CheckpointIndex, Spot, index_header
+from ...model_files import CheckpointIndex, Spot, advice, index_header
 from ...model_files.storage import companions, is_companion, is_mark, refuse_weight, scale_of
 from ...network import StackEntry
 from ...ops.rounding import STOCHASTIC
@@ -77,7 +77,7 @@ class BakePlan(Brief):
                 raise NoMatchError(
                     f"none of the {len(adapters)} layers of {name} fits {base}, which has "
                     + "\n".join([f"{self.index.what}.", *file.left_out, *reasons])
-                    + "\nIt was trained for another kind of model: use it with that, or remove it."
+                    + f"\n{advice(adapters, self.index)}"
                 )
             if everything and file.unmatched:
                 reasons = unmatched_lines(file.unmatched)[:8]

@@ -65,6 +65,7 @@ def _file_lines(file: FilePlan) -> list[str]:
     adapters = file.entry.adapters
     lines = [
         f"{file.entry}: {len(file.placed)} of {len(adapters)} layers",
+        *(f"  {line}" for line in file.doubts),
         *(f"  {line}" for line in algorithm_lines(adapters.values())),
         *(f"  {line}" for line in file.left_out),
         *(f"  {line}" for line in doubled_lines(file.doubled)),
