@@ -25,7 +25,7 @@ from ..errors import (
     UnknownAdapterError,
 )
 from ..ops.dtypes import compute_dtype
-from ..ops.rounding import STOCHASTIC, Extremes, overflow_threshold
+from ..ops.rounding import STOCHASTIC, Extremes, beyond, overflow_threshold
 from ..structures import Enlarged, RowSlice, Structure, Sum, enlarged
 from ..text import Brief, listed
 from . import _registry
@@ -223,11 +223,8 @@ class LayerAdapter(Brief):
                 extremes = Extremes()
                 extremes.see(value.to(compute_dtype(value.dtype)))
                 if not extremes.largest < overflow_threshold(dtype):
-                    kind = str(dtype).removeprefix("torch.")
-                    raise BadValueError(
-                        f"'{name}' reaches {extremes.largest:g}, beyond the largest number of {kind}, "
-                        f"{torch.finfo(dtype).max:g}: choose a wider number type"
-                    )
+                    problem = beyond(extremes.largest, dtype)
+                    raise BadValueError(f"'{name}' {problem}: choose a wider number type")
         return self.cast(dtype, device)
 
     # ---- the change -----------------------------------------------------------------------------

@@ -39,6 +39,12 @@ def overflow_threshold(dtype: torch.dtype) -> float:
     return limits.max + limits.eps * 2.0 ** (math.frexp(limits.max)[1] - 2)
 
 
+def beyond(largest: float, dtype: torch.dtype) -> str:
+    """What a tensor does whose numbers go up to ``largest``, more than ``dtype`` holds, in words."""
+    kind = str(dtype).removeprefix("torch.")
+    return f"reaches {largest:g}, beyond the largest number of {kind}, {torch.finfo(dtype).max:g}"
+
+
 class Extremes:
     """How far the numbers reach that were shown to it, block by block, before they were rounded."""
 

@@ -18,6 +18,7 @@ from .hadamard import Hadamard
 from .kronecker import Kronecker
 from .low_rank import LowRank
 from .operation import LayerOperation
+from .overflow import overflow
 from .product import BlockProduct, KroneckerProduct, Product
 from .rotation import ColumnRotation, RowRotation
 from .scaling import ColumnScaling, RowScaling
@@ -49,6 +50,7 @@ __all__ = [
     "Sum",
     "apply_",
     "enlarged",
+    "overflow",
     "pays",
     "require_enlargement",
 ]

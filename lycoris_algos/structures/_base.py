@@ -157,6 +157,10 @@ class Structure(Brief, ABC):
             total += float((first * second).sum())
         return total
 
+    def reach(self) -> float | None:
+        """No element of ΔW is larger than this; None where only W tells, or nothing that is cheap."""
+        return None
+
     def spectrum(self, weight: Tensor | None = None) -> Tensor:
         """The singular values of ΔW, the largest first; those beyond its rank may be left out."""
         factors = self.paying_factors(weight)

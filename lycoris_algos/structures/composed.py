@@ -56,6 +56,11 @@ class Sum(Structure):
             total = total + part
         return total
 
+    def reach(self) -> float | None:
+        own = [(term.reach(), multiplier) for term, multiplier in self._weighted]
+        known = [abs(multiplier) * reach for reach, multiplier in own if reach is not None]
+        return sum(known) if len(known) == len(own) else None
+
     def factors(self, weight: Tensor | None = None) -> Factors | None:
         own = [(term.factors(weight), multiplier) for term, multiplier in self._weighted]
         pairs = [(pair, multiplier) for pair, multiplier in own if pair is not None]
@@ -136,6 +141,9 @@ class _Wrapper(Structure):
     @property
     def row_unit(self) -> int:
         return self.inner.row_unit
+
+    def reach(self) -> float | None:
+        return self.inner.reach()
 
 
 @dataclass(frozen=True, eq=False, repr=False)

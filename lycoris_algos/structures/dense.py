@@ -42,6 +42,11 @@ class Dense(Structure):
     def delta(self, weight: Tensor | None = None) -> Tensor:
         return self.matrix.to(self._dtype)
 
+    def reach(self) -> float:
+        count, columns = self.size
+        blocks = row_blocks(count, block_rows(count, columns, self._dtype, self.matrix.device))
+        return max((float(self.rows(*block).abs().max()) for block in blocks if columns), default=0.0)
+
     def rows(self, start: int, stop: int, weight: Tensor | None = None) -> Tensor:
         return self.matrix[start:stop].to(self._dtype, copy=True)
 

@@ -49,6 +49,9 @@ class Hadamard(Structure):
             return LowRank(*khatri_rao(cast.a1, cast.b1, cast.a2, cast.b2), self.scale)
         return cast
 
+    def reach(self) -> float:
+        return LowRank(self.a1, self.b1, self.scale).reach() * LowRank(self.a2, self.b2).reach()
+
     def delta(self, weight: Tensor | None = None) -> Tensor:
         return ((self.a1 * self.scale) @ self.b1) * (self.a2 @ self.b2)
 

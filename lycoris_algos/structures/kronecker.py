@@ -58,6 +58,9 @@ class Kronecker(Structure):
         up, down = kron_factors(_as_thin(self.first), _as_thin(self.second))
         return up if self.scale == 1.0 else up * self.scale, down
 
+    def reach(self) -> float:
+        return abs(self.scale) * self.first.reach() * self.second.reach()
+
     def norm(self, weight: Tensor | None = None) -> float:
         return abs(self.scale) * self.first.norm() * self.second.norm()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..ops.products import addmm_rows_
@@ -35,6 +36,10 @@ class LowRank(Structure):
 
     def factors(self, weight: Tensor | None = None) -> Factors:
         return self._scaled_up, self.down
+
+    def reach(self) -> float:
+        up, down = (torch.linalg.vector_norm(*own) for own in ((self.up, 2, 1), (self.down, 2, 0)))
+        return abs(self.scale) * float(up.max() * down.max())
 
     @property
     def _scaled_up(self) -> Tensor:

@@ -35,6 +35,9 @@ class Sparse(Structure):
     def needs_weight(self) -> bool:
         return self.replaces
 
+    def reach(self) -> float | None:
+        return None if self.replaces else float(self.values.abs().sum())  # one place may be named twice
+
     def delta(self, weight: Tensor | None = None) -> Tensor:
         row, column = self.positions
         values = self.values

@@ -7,7 +7,7 @@ made; the inputs are never touched. A strength of 0 adds no patch, so that every
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -21,6 +21,8 @@ from .embeddings import FileWords, fit_words, with_words
 from .keymap import Target, Targets, key_and_part, known_layers
 from .loading import complete_loads
 from .matching import Match, Placed, match, patches, placed_in
+from .overflow import overflow_lines
+from .patch import LycorisPatch
 
 
 class OnUnmatched(str, Enum):
@@ -85,9 +87,13 @@ def apply_stack(
         *(_file_report(item, known) for item in matched),
         *_meeting_lines((known.model, of_model), (known.text, of_clip)),
     ]
-    patched_clip = _patched(clip, of_clip, strength_clip)
+    made = patches(of_model) if strength_model != 0.0 else {}
+    made_for_clip = patches(of_clip) if strength_clip != 0.0 else {}
+    report += overflow_lines(known.model, made, strength_model)
+    report += overflow_lines(known.text, made_for_clip, strength_clip)
+    patched_clip = _patched(clip, made_for_clip, strength_clip)
     return Applied(
-        _patched(model, of_model, strength_model),
+        _patched(model, made, strength_model),
         patched_clip if words is None else with_words(patched_clip, clip, words),
         as_report(report),
     )
@@ -124,12 +130,11 @@ def _advice(item: _FileMatch, known: ModelIndex[Targets]) -> str:
     return advice(adapters, known)
 
 
-def _patched(patcher: Any, files: Sequence[tuple[Sequence[Placed], float]], strength: float) -> Any:
-    made = patches(files) if strength != 0.0 else {}
+def _patched(patcher: Any, made: Mapping[Target, LycorisPatch], strength: float) -> Any:
     if not made:
         return patcher
     clone = patcher.clone()
-    accepted = set(clone.add_patches(made, strength))
+    accepted = set(clone.add_patches(dict(made), strength))
     missing = [target for target in made if target not in accepted]
     if missing:
         raise NoMatchError(

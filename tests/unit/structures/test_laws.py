@@ -88,6 +88,18 @@ def test_a_matrix_of_another_size_is_refused(target: Target) -> None:
             structure.fits((target.shape[0], target.shape[1] + 1, *target.shape[2:]))
 
 
+@every_target
+def test_no_element_is_beyond_the_reach(target: Target) -> None:
+    structure, _, expected = made(target)
+    reach = structure.reach()
+    if not {"lora", "loha", "lokr", "full", "norm", "sparse"}.isdisjoint(target.algos):
+        assert (reach is None) == structure.needs_weight
+    if reach is not None:
+        assert not structure.needs_weight
+        assert np.abs(expected).max() <= reach * (1 + 1e-12)
+        assert structure.cast(CPU, torch.float32).reach() == pytest.approx(reach, rel=1e-5)
+
+
 # ---- the change ---------------------------------------------------------------------------------------
 
 
