@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lycoris_algos.adapters import known_suffixes
@@ -258,6 +258,7 @@ def test_what_was_read_is_written_again(name: str, key: str) -> None:
     st.from_regex(r"[a-z]+(_[a-z]+)?(\.[0-9a-z]+){0,2}", fullmatch=True),
     st.sampled_from(sorted(SUFFIXES - WEAK_SUFFIXES)),
 )
+@example((next(dialect for dialect in DIALECTS if dialect.name == "hcp"), "lora:"), "a", "alpha")
 def test_what_was_written_is_read_again(chosen: tuple[Dialect, str], path: str, suffix: str) -> None:
     dialect, prefix = chosen
     assert split_key(dialect.render(prefix + path, suffix), SUFFIXES) == (prefix + path, suffix)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from lycoris_algos import AdapterSet, convert, from_tensors, load, save
 from lycoris_algos.inspection import describe
-from lycoris_algos.network import to_tensors
+from lycoris_algos.merge.combine import CombineOptions, plan_combine, run_combine
+from lycoris_algos.network import StackEntry, to_tensors
+from lycoris_algos.ops.ranks import RankKind, RankRule
 
 
 def pair(layer: str, rank: int = 2) -> dict[str, Tensor]:
@@ -151,3 +153,15 @@ def test_a_file_for_diffusers_holds_nothing_that_diffusers_refuses(dialect: str)
     (note,) = written.notes
     assert all(key in note for key in strange)
     assert set(strange) < to_tensors(convert(first)).keys(), "as stored it is carried along"
+
+
+def test_a_lora_of_hcp_keeps_its_change_when_it_gets_an_alpha(tmp_path: Path) -> None:
+    """HCP calls alpha what others call alpha/rank; what is combined has an alpha like all others."""
+    layer = "lora:mid_block.attentions.0.proj_in"
+    down, up = torch.randn(4, 6), torch.randn(4, 4)
+    stored = {f"{layer}.___.layer.W_down": down, f"{layer}.___.layer.W_up": up}
+    own = from_tensors({**stored, f"{layer}.___.alpha": torch.tensor(0.5)})
+    options = CombineOptions(rank=RankRule(RankKind.FIXED, 4))
+    combined = run_combine(plan_combine([StackEntry(own), StackEntry(own)], options)).adapters
+    back = load(save(combined, tmp_path / "x.safetensors"))
+    torch.testing.assert_close(delta(back, layer, (4, 6)), up @ down)
