@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,14 +13,19 @@ LAYER, KEY = "lora_unet_blocks_0_self_attn_q", "diffusion_model.blocks.0.self_at
 SAID = "some weights get too large for the loaded model"
 
 
-def loaded_as(dtype: torch.dtype, wan: Any) -> Any:
-    """A copy of the model with the one weight stored in ``dtype``."""
-    import comfy.model_patcher
+@pytest.fixture
+def load_as(wan: Any) -> Iterator[Callable[[torch.dtype], Any]]:
+    """Gives the model with the one weight stored in a number type; it is as it was afterwards."""
     import comfy.utils
 
-    inner = copy.deepcopy(wan.model)
-    comfy.utils.set_attr_param(inner, KEY, tiny.parameter(wan, KEY).to(dtype))
-    return comfy.model_patcher.ModelPatcher(inner, wan.load_device, wan.offload_device)
+    before = tiny.parameter(wan, KEY)
+
+    def load(dtype: torch.dtype) -> Any:
+        comfy.utils.set_attr_param(wan.model, KEY, before.to(dtype))
+        return wan
+
+    yield load
+    comfy.utils.set_attr_param(wan.model, KEY, before)
 
 
 def lora(weight: torch.Tensor, peak: float) -> dict[str, torch.Tensor]:
@@ -43,10 +48,10 @@ def lora(weight: torch.Tensor, peak: float) -> dict[str, torch.Tensor]:
     ],
 )
 def test_the_report_says_what_the_loaded_weight_shows(
-    dtype: torch.dtype, peak: float, said: bool, wan: Any, apply: Any
+    dtype: torch.dtype, peak: float, said: bool, load_as: Callable[[torch.dtype], Any], apply: Any
 ) -> None:
-    model = loaded_as(dtype, wan)
-    weight = tiny.parameter(wan, KEY).float()
+    model = load_as(dtype)
+    weight = tiny.parameter(model, KEY).float()
 
     patched, _, report = apply.files(model, {LAYER: lora(weight, peak)})
 
@@ -64,8 +69,9 @@ def test_the_report_says_what_the_loaded_weight_shows(
     assert bool(lost.any()) == said
 
 
-def test_the_nodes_strength_counts(wan: Any, apply: Any) -> None:
-    model, layers = loaded_as(torch.float16, wan), {LAYER: lora(tiny.parameter(wan, KEY).float(), 4e4)}
+def test_the_nodes_strength_counts(load_as: Callable[[torch.dtype], Any], apply: Any) -> None:
+    model = load_as(torch.float16)
+    layers = {LAYER: lora(tiny.parameter(model, KEY).float(), 4e4)}
     assert SAID not in apply.files(model, layers)[2]
     assert SAID in apply.files(model, layers, strength=2.0)[2]
     assert SAID not in apply.files(model, layers, strength=0.0)[2]
