@@ -176,7 +176,7 @@ def still_unread(unread: Mapping[str, Tensor], layers: Collection[str]) -> dict[
     return {
         key: value
         for key, value in unread.items()
-        if key not in owners and _of_whole_weight(key, value, dialects) is None
+        if key not in owners and _whole_parameter(key, value, None, dialects) is None
     }
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..adapters import Extra, LayerAdapter
+from ..adapters import LayerAdapter
 from ..errors import BadValueError, LycorisError
 from ..text import Brief, quoted
 from .patterns import Patterns
