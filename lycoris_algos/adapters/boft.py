@@ -84,7 +84,7 @@ def _butterfly(rotations: Tensor, rescale: Tensor | None, dtype: torch.dtype) ->
 
 def require_stages(name: str, value: Tensor) -> None:
     """Raises ShapeMismatchError unless ``value`` (T, n, b, b) is a butterfly: b even, n·b/2 reached by T."""
-    require_blocks(name, value)
+    require_blocks(name, value, 4)
     stages, blocks, size, _ = value.shape
     if size % 2 or (blocks * size) % (2**stages * (size // 2)):
         raise ShapeMismatchError(

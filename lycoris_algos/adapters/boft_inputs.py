@@ -48,7 +48,7 @@ class InputBOFT(Algorithm):
 
     def check(self) -> None:
         require_matrix("boft_s", self.rescale)
-        require_blocks("boft_R", self.blocks)
+        require_blocks("boft_R", self.blocks, 4)
         if len(self.blocks) > 1:  # blocks of a single stage may be of odd size
             require_stages("boft_R", self.blocks)
 

@@ -24,7 +24,7 @@ from ..ops.tucker import absorb_input
 from ..structures import Product
 from ._base import FLOAT, Algorithm, Base, Shape, scale
 from ._keys import KeySpec
-from ._stored import number, require_matrix, row_numel, tensor
+from ._stored import number, require_equal, require_matrix, row_numel, tensor
 from ._trained import TrainingFacts
 from ._trainers import rank_stabilised
 
@@ -58,6 +58,10 @@ class GLoRA(Algorithm):
         if not _chained(*self._in_order):
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in self.tensors())
             raise ShapeMismatchError(f"its factors fit each other in no order: {shapes}")
+        if self.bm is not None:
+            first, second = self.bm.shape[:2]
+            kernel = {"bm.weight": first, "bm.weight (second axis)": second}
+            require_equal("rank", {"b2.weight": self.rank, **kernel})
 
     @cached_property
     def _in_order(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

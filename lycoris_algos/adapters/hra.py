@@ -23,7 +23,7 @@ from ..ops.dtypes import solving
 from ..structures import Product
 from ._base import FLOAT, Algorithm, Base, Shape
 from ._keys import KeySpec
-from ._stored import require_matrix, tensor
+from ._stored import tensor
 from ._trained import PeftReading, PeftSettings
 
 
@@ -40,12 +40,11 @@ class HRA(Algorithm):
     vectors: Tensor = tensor("hra_u")
 
     def check(self) -> None:
-        require_matrix("hra_u", self.vectors)
-        if self.vectors.dim() != 2:
+        if self.vectors.dim() != 2 or 0 in self.vectors.shape:
             raise ShapeMismatchError(
-                f"'hra_u' has the shape {tuple(self.vectors.shape)}, but holds one vector per column"
+                f"'hra_u' has the shape {tuple(self.vectors.shape)}, but must hold vectors as its columns"
             )
-        if not bool(self.vectors.flatten(1).float().square().sum(0).all()):
+        if not bool(self.vectors.float().square().sum(0).all()):
             raise BadValueError("'hra_u' holds a vector of zeros, which is no direction to reflect")
 
     @property

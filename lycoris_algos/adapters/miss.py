@@ -61,7 +61,7 @@ class MiSS(Algorithm):
 
     @property
     def exact_rank(self) -> int:
-        return self.block.shape[0]
+        return min(self.block.shape)
 
     def facts(self) -> dict[str, float]:
         return {"block": self.block.shape[0]}
@@ -70,7 +70,7 @@ class MiSS(Algorithm):
         return replace(self, block=times(self.block, factor))
 
     def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Kronecker | LowRank:
-        return _repeated(self.block.repeat(1, shape[0] // self.block.shape[1]).T, shape[1])
+        return _repeated(self.block.T, *shape)
 
     def from_peft(self, settings: PeftSettings) -> PeftReading:
         if self.mini or not settings.is_of("MISS") or settings["init_weights"] != "mini":
@@ -119,13 +119,15 @@ class MiSSBat(Algorithm):
         return {"block": self.blocks.shape[1]}
 
     def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Sum:
-        return Sum((BlockProduct(self.blocks), _repeated(self.blocks.flatten(0, 1), shape[1])))
+        return Sum((BlockProduct(self.blocks), _repeated(self.blocks.flatten(0, 1), *shape)))
 
 
-def _repeated(block: Tensor, inputs: int) -> Kronecker | LowRank:
-    """``block`` (o, r) side by side until there are ``inputs`` columns; the last one may be cut."""
-    size = block.shape[1]
-    if inputs % size == 0:
-        return Kronecker(Dense(block.new_ones((1, inputs // size))), Dense(block))
-    same = torch.eye(size, dtype=block.dtype, device=block.device)
-    return LowRank(block, same.repeat(1, -(-inputs // size))[:, :inputs])
+def _repeated(block: Tensor, outputs: int, inputs: int) -> Kronecker | LowRank:
+    """``block`` (m, r) below itself to ``outputs`` rows, beside itself to ``inputs`` columns, cut there."""
+    height, width = block.shape
+    down, across = outputs // height, -(-inputs // width)
+    if across * width == inputs:
+        return Kronecker(LowRank(block.new_ones((down, 1)), block.new_ones((1, across))), Dense(block))
+    same = torch.eye(min(height, width), dtype=block.dtype, device=block.device)
+    left, right = (same, block) if height < width else (block, same)
+    return LowRank(left.repeat(down, 1), right.repeat(1, across)[:, :inputs])

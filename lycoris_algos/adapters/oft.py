@@ -87,7 +87,7 @@ class SkewBlocks(Algorithm, register=False):
         return {"block size": self.blocks.shape[-1], **constraint}
 
     def check(self) -> None:
-        require_blocks("oft_blocks", self.blocks)
+        require_blocks("oft_blocks", self.blocks, self.dimensions)
         require_rescale(self.rescale, self.matrix_shape[0])
 
     @property
@@ -140,8 +140,6 @@ class SplitOFT(Algorithm):
     def check(self) -> None:
         for name, value in self.tensors():
             require_blocks(name, value)
-            if value.dim() != 3:
-                raise ShapeMismatchError(f"'{name}' has {value.dim()} dimensions, not 3")
 
     @property
     def matrix_shape(self) -> tuple[int, None]:
@@ -177,9 +175,11 @@ def _row_rotation(rotation: Tensor, dtype: torch.dtype) -> RowRotation:
     return RowRotation((rotation - identity).mT.to(dtype).contiguous())
 
 
-def require_blocks(name: str, value: Tensor) -> None:
-    """Raises ShapeMismatchError unless ``value`` is a stack of square matrices."""
-    if value.dim() < 3 or value.shape[-1] != value.shape[-2] or value.numel() == 0:
+def require_blocks(name: str, value: Tensor, dimensions: int = 3) -> None:
+    """Raises ShapeMismatchError unless ``value`` is a stack of square matrices, of so many dimensions."""
+    if value.dim() != dimensions:
+        raise ShapeMismatchError(f"'{name}' has {value.dim()} dimensions, not {dimensions}")
+    if value.shape[-1] != value.shape[-2] or value.numel() == 0:
         raise ShapeMismatchError(
             f"'{name}' has the shape {tuple(value.shape)}, but must be a stack of square matrices"
         )

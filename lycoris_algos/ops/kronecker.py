@@ -44,11 +44,11 @@ def kron_factors(
     """
     ua, da = _thin(a) if isinstance(a, Tensor) else a
     ub, db = _thin(b) if isinstance(b, Tensor) else b
-    return _kron(ua, ub), _kron(da, db)
+    return kron(ua, ub), kron(da, db)
 
 
-def _kron(a: Tensor, b: Tensor) -> Tensor:
-    """torch.kron for any strides; that one fails on some views."""
+def kron(a: Tensor, b: Tensor) -> Tensor:
+    """a (p, i) ⊗ b (q, j) for any strides; torch.kron fails on some views."""
     product = a[:, None, :, None] * b[None, :, None, :]
     return product.reshape(a.shape[0] * b.shape[0], a.shape[1] * b.shape[1])
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops.dtypes import to_compute
-from ..ops.kronecker import add_kron_rows_, kron_factors
+from ..ops.kronecker import add_kron_rows_, kron, kron_factors
 from ._base import Factors, Structure
 from .dense import Dense
 from .low_rank import LowRank
@@ -52,7 +52,7 @@ class Kronecker(Structure):
         return Kronecker(first, second, self.scale)
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
-        return torch.kron(self.first.delta() * self.scale, self.second.delta().contiguous())
+        return kron(self.first.delta() * self.scale, self.second.delta())
 
     def factors(self, weight: Tensor | None = None) -> Factors:
         up, down = kron_factors(_as_thin(self.first), _as_thin(self.second))

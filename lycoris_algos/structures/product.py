@@ -101,7 +101,7 @@ class KroneckerProduct(Structure):
 
     first: Tensor
     second: Tensor
-    positions: int = 1
+    positions: int
 
     @property
     def size(self) -> tuple[None, int]:

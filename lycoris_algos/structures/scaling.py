@@ -42,7 +42,7 @@ class ColumnScaling(Structure):
     needs_weight = True
 
     vector: Tensor
-    positions: int = 1
+    positions: int
 
     @property
     def size(self) -> tuple[None, int]:

@@ -66,6 +66,7 @@ def test_a_text_is_shown_on_the_node(
         assert not schema.is_output_node
         return
     assert schema.is_output_node  # so that its box is there before the first run
+    assert result.ui, "its text is shown nowhere: return ui=text_ui(text)"
     (shown,) = result.ui["text"]
     assert shown.strip()
     assert shown == texts.get("report", shown)

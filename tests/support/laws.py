@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from oracles import expected_delta
 from samples import CASES, Target, targets
 from torch import Tensor
 
 from lycoris_algos import LayerAdapter
+from lycoris_algos.structures import Structure
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -23,6 +26,16 @@ def adapter(target: Target, tensors: dict[str, Tensor] | None = None) -> LayerAd
         return layer
     assert layer.bias is not None
     return layer.bias
+
+
+def made(target: Target, dtype: torch.dtype = torch.float64) -> tuple[Structure, Tensor, np.ndarray]:
+    """(the structure of a sample, cast to ``dtype``; its weight and ΔW by the oracle as matrices)."""
+    weight = target.weight(torch.float64)
+    layer = adapter(target, target.case.stored(torch.float64))
+    structure = layer.structure(target.shape, dtype, lambda: weight)
+    expected = expected_delta(target.algos, target.case.tensors, weight)
+    matrix = weight.reshape(target.shape[0], -1)
+    return structure.cast(weight.device, dtype), matrix.to(dtype), expected.reshape(matrix.shape)
 
 
 def factors(layer: LayerAdapter) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from lycoris_algos.ops import products, rows
+from lycoris_algos.structures import blocks, hadamard
 
 
 def set_blocks(patch: pytest.MonkeyPatch, size: int, threads: int = 1) -> None:
     """Makes a block on a CPU ``size`` bytes for each of ``threads`` threads, whatever PyTorch has."""
     patch.setattr(rows, "_CPU_THREAD_BLOCK", size)
-    for module in (rows, products):
+    for module in (rows, products, blocks, hadamard):
         patch.setattr(module, "threads", lambda device: threads)
-    patch.setattr(products, "FEW", 0)
+    for module in (products, hadamard):
+        patch.setattr(module, "FEW", 0)

@@ -41,7 +41,7 @@ def _loha(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
 def _lokr(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     kernel = weight.shape[2:]
     # Where both factors are whole trainers ignore alpha, but A1111 does not ignore its scale.
-    s = float(tensors["scale"]) if "scale" in tensors else 1.0
+    s = float(tensors["scale"].reshape(())) if "scale" in tensors else 1.0
     if "lokr_w1" in tensors:
         w1 = matrix(tensors["lokr_w1"])
     else:
@@ -82,7 +82,7 @@ def _sparse(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     def unsigned(value: float) -> int:
         return int(value) + (65536 if value < 0 else 0)  # stored as int16, which ends at 32767
 
-    total = np.zeros([unsigned(size) for size in tensors["bias_size"]])
-    for row, column, value in zip(*tensors["bias_indices"], tensors["bias_values"], strict=True):
+    total = np.zeros([unsigned(size) for size in tensors["bias_size"].ravel()])
+    for row, column, value in zip(*tensors["bias_indices"], tensors["bias_values"].ravel(), strict=True):
         total[unsigned(row), unsigned(column)] += value
     return total.reshape(weight.shape)

@@ -89,7 +89,7 @@ def _tlora(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
 
 @oracle("set", "set_weight")
 def _set(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
-    return tensors["set_weight"] - weight
+    return tensors["set_weight"].reshape(weight.shape) - weight
 
 
 @oracle("set_bias", "set_bias")

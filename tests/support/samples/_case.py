@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: The kinds of layer: the shape of a weight by name. The grouped convolution has 16 inputs in 4 groups.
+#: The kinds of layer: the shape of a weight by name. The grouped convolutions have 16 inputs in 4 groups.
 LAYERS: dict[str, tuple[int, ...]] = {
     "linear": (24, 16),
     "linear_wide": (6, 30),
@@ -18,6 +18,7 @@ LAYERS: dict[str, tuple[int, ...]] = {
     "conv2d_3x3": (12, 8, 3, 3),
     "conv3d_3": (6, 4, 3, 3, 3),
     "conv2d_3x3_grouped": (16, 4, 3, 3),
+    "conv2d_1x1_grouped": (16, 4, 1, 1),
 }
 
 Draw = Callable[..., Tensor]

@@ -34,8 +34,7 @@ def _both(shape: tuple[int, ...], axis: int) -> dict[str, Any]:
 
 @samples("dora")
 def _dora(draw: Draw) -> Iterator[Case]:
-    for kind in ("linear", "linear_wide", "conv1d_3", "conv2d_1x1", "conv2d_3x3", "conv3d_3"):
-        shape = LAYERS[kind]
+    for kind, shape in LAYERS.items():
         for axis, side in enumerate(("output", "input")):
             tensors = {**_lora(draw, shape), "dora_scale": _magnitudes(draw, shape, axis)}
             yield Case(f"{kind}-{side}", ("lora", "dora"), tensors, shape)

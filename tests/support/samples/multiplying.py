@@ -24,8 +24,7 @@ def _glora(draw: Draw) -> Iterator[Case]:
         a1, a2, b1, b2 = factors(shape, rank).values()
         return dict(zip(_ORDER, (a2, a1, b2, b1), strict=True))
 
-    for kind in ("linear", "linear_wide", "conv1d_3", "conv2d_1x1", "conv2d_3x3", "conv3d_3"):
-        shape = LAYERS[kind]
+    for kind, shape in LAYERS.items():
         yield Case(kind, ("glora",), {**factors(shape, 3), "alpha": alpha(2)}, shape)
     for shape in ((24, 16), (16, 16), (16, 12, 1, 1)):
         name = "old_order-" + "x".join(map(str, shape))
@@ -74,6 +73,8 @@ def _glokr(draw: Draw) -> Iterator[Case]:
     tucker = {**pair("a_w1", 2, 2), **pair("a_w2", 4, 4), **pair("b_w1", 2, 2)}
     tucker |= {"glokr_b_w2_a": draw(2, 6), "glokr_b_w2_b": draw(2, 4), "glokr_b_t2": draw(2, 2, 3, 3)}
     yield Case("conv2d_3x3-tucker", ("glokr",), {**tucker, "alpha": alpha(1)}, conv)
+    grouped = {**pair("a_w1", 2, 2), **pair("a_w2", 2, 2), **pair("b_w1", 4, 2), **pair("b_w2", 4, 2)}
+    yield Case("conv2d_1x1_grouped", ("glokr",), grouped, LAYERS["conv2d_1x1_grouped"])
     # On a convolution of one dimension; A and B cut the inputs in different ways.
     flat = {**pair("a_w1", 2, 2), **pair("a_w2", 4, 4), **pair("b_w1", 3, 4, 2), **pair("b_w2", 4, 2 * 3, 2)}
     yield Case("no_alpha-conv1d_3", ("glokr",), flat, LAYERS["conv1d_3"])
@@ -88,6 +89,7 @@ def _ia3(draw: Draw) -> Iterator[Case]:
         "conv1d_3": torch.tensor([1.0]).half(),
         "conv2d_3x3": torch.tensor(1.0).bfloat16(),
         "conv3d_3": torch.tensor(1.0),
+        "conv2d_1x1_grouped": torch.tensor(1.0),
     }
     for kind, on_input in stored.items():
         shape = LAYERS[kind]

@@ -18,7 +18,7 @@ def _same_columns(columns: int) -> Callable[[tuple[int, ...]], bool]:
 
 @samples("hra")
 def _hra(draw: Draw) -> Iterator[Case]:
-    for kind in ("linear", "linear_wide", "conv1d_3", "conv2d_1x1", "conv2d_3x3"):
+    for kind in ("linear", "linear_wide", "conv1d_3", "conv2d_1x1", "conv2d_3x3", "conv2d_1x1_grouped"):
         shape = LAYERS[kind]
         columns = shape[1] * kernel_size(shape)
         yield Case(kind, ("hra",), {"hra_u": draw(columns, 4)}, shape, also_fits=_same_columns(columns))
@@ -55,6 +55,9 @@ def _miss(draw: Draw) -> Iterator[Case]:
     yield case("whole", LAYERS["linear"], 16, 24)
     yield case("mini", LAYERS["linear"], 4, 6, mini=True)
     yield case("mini_of_all", LAYERS["linear"], 3, 24, mini=True)
+    # Fewer outputs than inputs, so that the block has no more ranks than outputs.
+    yield case("mini_wide", LAYERS["linear"], 8, 3, mini=True)
+    yield case("mini_wide_cut", LAYERS["linear"], 7, 3, mini=True)
 
 
 peft("MiSS", "MissConfig", LINEAR, {"r": 4})

@@ -37,6 +37,7 @@ def _oft(draw: Draw) -> Iterator[Case]:
 
     for kind, size in (("linear", 4), ("linear_wide", 6), ("conv1d_3", 4), ("conv2d_1x1", 2)):
         yield case(kind, LAYERS[kind], size, alpha=alpha(0))
+    yield case("conv2d_1x1_grouped", LAYERS["conv2d_1x1_grouped"], 8, alpha=alpha(0))
     linear, conv = LAYERS["linear"], LAYERS["conv2d_3x3"]
     # All blocks together are far above 0.05·24 and far below 2·24.
     yield case("constraint", linear, 4, alpha=alpha(0.05))
@@ -62,6 +63,7 @@ def _oft_split(draw: Draw) -> Iterator[Case]:
     yield case("linear1", (10,), (2, 4), (2, 4), (2, 4), (1, 12), a=0.27)
     yield case("two", (16,), (4, 2), (1, 6), a=0)
     yield case("conv-no_alpha", (4, 3, 3), (2, 3), (3, 2), a=None)
+    yield case("conv-grouped", (4, 1, 1), (2, 4), (4, 2))
 
 
 @samples("boft_diag")
@@ -84,6 +86,7 @@ def _boft(draw: Draw) -> Iterator[Case]:
     yield case("linear", LAYERS["linear"], 4, alpha=alpha(0))
     yield case("conv3d_3-one_block", LAYERS["conv3d_3"], 1, alpha=alpha(0))
     yield case("conv1d_3-no_alpha", LAYERS["conv1d_3"], 2)
+    yield case("conv2d_1x1_grouped", LAYERS["conv2d_1x1_grouped"], 4)
     yield case("constraint", LAYERS["conv2d_1x1"], 4, alpha=alpha(0.1))
     yield case("constraint-inactive", LAYERS["conv2d_1x1"], 8, alpha=alpha(3))
     yield case("rescale", LAYERS["linear"], 2, rescale=1 + draw(24, 1), alpha=alpha(0))
@@ -113,6 +116,7 @@ def _oft_v2(draw: Draw) -> Iterator[Case]:
     yield case("scaled-off", LAYERS["linear"], 2, **{"oft_R.scaled_oft": torch.tensor(0.0)})
     # What this library stores of PEFT's configuration: the series, the exact transform.
     yield case("peft-conv2d_1x1", LAYERS["conv2d_1x1"], 3, **{"oft_R.peft": torch.tensor(1.0)})
+    yield case("conv2d_1x1_grouped", LAYERS["conv2d_1x1_grouped"], 2)
     yield case("peft-old", LAYERS["linear"], 4, **{"oft_R.peft": torch.tensor(3.0)})
     yield case("peft-exact", LAYERS["linear"], 4, **{"oft_R.peft": torch.tensor(2.0)})
 
@@ -124,6 +128,7 @@ def _boft_inputs(draw: Draw) -> Iterator[Case]:
         ("linear_wide", 1, 5),
         ("conv2d_3x3", 2, 6),
         ("conv2d_1x1", 1, 2),
+        ("conv2d_1x1_grouped", 2, 2),
     ):
         shape = LAYERS[kind]
         columns = shape[1] * kernel_size(shape)

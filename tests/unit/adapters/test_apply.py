@@ -95,6 +95,9 @@ def test_members_with_multiplier_0_are_skipped_and_never_looked_at() -> None:
     weight = fitting.weight()
     apply_(weight, [(layer_of(misfit.case), 0.0), (layer_of(fitting.case), 1.0)])
     assert same_bits(weight, layer_of(fitting.case).add_to_(fitting.weight(), 1.0))
+    once = layer_of(fitting.case).add_to_(fitting.weight(), 0.7)
+    entries = [(layer_of(fitting.case), multiplier) for multiplier in (0.0, 0.7, 0.0)]
+    assert same_bits(apply_(fitting.weight(), entries), once)
     assert same_bits(apply_(fitting.weight(), []), fitting.weight())
 
 
@@ -213,6 +216,9 @@ def test_a_scalar_can_be_changed() -> None:
         LayerAdapter.from_tensors({"diff": torch.tensor(0.25)}).add_to_(scalar, 2.0)
         assert scalar.shape == ()
         assert float(scalar) == 2.0
+        delta = LayerAdapter.from_tensors({"diff": torch.tensor(0.25)}).delta(scalar)
+        assert delta.shape == ()
+        assert float(delta) == 0.25
 
 
 def test_nan_in_a_weight_stays_where_it_is() -> None:

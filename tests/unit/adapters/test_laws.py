@@ -31,6 +31,12 @@ ELSEWHERE = ("reshape", "sparse_target")
 #: What is solved or contracted beforehand is kept in float32: 6e-8 of a rotation R, and R − I, a tenth of
 #: it or more in the samples, is what changes the weight.
 PREPARED = 2e-6
+#: What depends on the weight and is in proportion to a stored factor all the same.
+LINEAR_IN_A_FACTOR = {"glora", "ia3"}
+#: What is stored with the shape of its weight, and what is where it stores a kernel as such: flat factors
+#: of a LoHa or LoKr belong to a Linear or to a convolution.
+TELL_THE_SHAPE = {"lora", "glora", "full", "full_bias", "norm", "norm_bias", "set"}
+TELL_A_KERNEL = {"loha", "lokr"}
 CHANGING = [cls for cls in (*algorithms(), *extras(), *modifiers()) if cls.algo not in ELSEWHERE]
 
 
@@ -147,14 +153,20 @@ def test_multiplied_is_the_multiplied_delta_in_the_same_form(target: Target) -> 
     weight = target.weight(torch.float64)
     expected = to_numpy(layer.delta(weight))
     assert layer.multiplied(1.0) is layer
+    dependent = {part.algo for part in layer.components() if getattr(part, "needs_weight", True)}
+    assert layer.linear == (dependent <= LINEAR_IN_A_FACTOR)
     for multiplier in (0.7, -2.0):
         scaled = layer.multiplied(multiplier)
+        assert (scaled is None) == (not layer.linear)
         if scaled is None:
-            assert layer.needs_weight
             continue
         assert scaled.to_tensors().keys() == layer.to_tensors().keys()
         got = to_numpy(scaled.delta(weight))
         assert np.abs(got - multiplier * expected).max() <= 1e-12 * np.abs(expected).max()
+        assert (scaled.bias is None) == (layer.bias is None)
+        if scaled.bias is not None and layer.bias is not None:
+            bias = torch.zeros(target.shape[:1], dtype=torch.float64)
+            assert torch.allclose(scaled.bias.delta(bias), multiplier * layer.bias.delta(bias), rtol=1e-12)
 
 
 @every_case
@@ -167,9 +179,33 @@ def test_cast_stores_every_real_tensor_so(case: Case) -> None:
 
 @every_target
 def test_the_shape_that_tensors_tell_is_the_weights(target: Target) -> None:
-    shape = adapter(target).weight_shape
-    flat = tuple(n for n in target.shape if n > 1)
-    assert shape is None or tuple(n for n in shape if n > 1) == flat or len(shape) == 2
+    told = adapter(target).weight_shape
+    own = [
+        (suffix, value)
+        for suffix, value in target.case.tensors.items()
+        if "hada" in suffix or "lokr" in suffix
+    ]
+    kernel = any(value.dim() > 2 or suffix == "lokr_w2" for suffix, value in own)
+    tells = not TELL_THE_SHAPE.isdisjoint(target.algos)
+    assert (told is not None) == (tells or (kernel and not TELL_A_KERNEL.isdisjoint(target.algos)))
+    assert told is None or without_ones(told) == without_ones(target.shape)
+
+
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """``shape`` as a Linear and a 1×1 convolution share it: a file of one may be used on the other."""
+    while shape[-1:] == (1,):
+        shape = shape[:-1]
+    return shape
+
+
+@every_target
+def test_the_size_that_tensors_tell_is_the_weights(target: Target) -> None:
+    layer = adapter(target)
+    size = (target.shape[0], int(torch.Size(target.shape[1:]).numel()))
+    for part in layer.weight_components:
+        assert all(own in (None, found) for own, found in zip(part.matrix_shape, size, strict=True))
+    whole = any(None not in part.matrix_shape for part in layer.weight_components)
+    assert layer.matrix_shape == (size if whole else None)
 
 
 # ---- the multiplier -----------------------------------------------------------------------------------

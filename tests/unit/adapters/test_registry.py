@@ -321,6 +321,11 @@ MISFITS = (
     ("loha-linear", {"hada_w2_b": (4, 16)}, ("the rank differs", "4 in 'hada_w2_b'", "3 in 'hada_w2_a'")),
     (
         "loha-linear",
+        {"hada_w2_a": (24, 2), "hada_w2_b": (2, 16)},
+        ("the rank differs", "3 in 'hada_w1_b'", "2 in 'hada_w2_b'"),
+    ),
+    (
+        "loha-linear",
         {"hada_w2_a": (23, 3)},
         ("the output size differs", "24 in 'hada_w1_a'", "23 in 'hada_w2_a'"),
     ),
@@ -353,6 +358,22 @@ def test_factors_that_contradict_each_other(
     with pytest.raises(ShapeMismatchError) as caught:
         LayerAdapter.from_tensors(stored)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+NO_MEANING = (
+    ("ia3-linear-input", "on_input", torch.tensor(2.0), "'on_input' is 2.0, but must be 0 or 1"),
+    ("ia3-linear-input", "on_input", torch.tensor(-1), "'on_input' is -1.0"),
+    ("ia3-linear-input", "on_input", torch.tensor(0.5), "'on_input' is 0.5"),
+    ("oft_v2-peft-old", "oft_R.peft", torch.tensor(4.0), "'oft_R.peft' is 4.0, but must be 1, 2 or 3"),
+    ("oft_v2-peft-old", "oft_R.peft", torch.tensor(0.0), "'oft_R.peft' is 0.0"),
+    ("hra-linear", "hra_u", torch.eye(16, 4).roll(1, 1) * torch.tensor([1, 1, 0, 1]), "a vector of zeros"),
+)
+
+
+@pytest.mark.parametrize(("name", "suffix", "value", "words"), NO_MEANING)
+def test_numbers_that_mean_nothing(name: str, suffix: str, value: Tensor, words: str) -> None:
+    with pytest.raises(BadValueError, match=re.escape(words)):
+        LayerAdapter.from_tensors(tensors(name) | {suffix: value})
 
 
 @pytest.mark.parametrize("case", NAMED, ids=lambda case: case.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lycoris_algos.ops.dtypes import compute_dtype, to_compute
+from lycoris_algos.ops.dtypes import common_dtype, compute_dtype, to_compute
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -30,3 +30,12 @@ def test_casting_up_is_exact_and_not_done_for_nothing(dtype: torch.dtype) -> Non
         assert got.dtype == wide
         assert torch.equal(got.to(dtype).float(), stored.float())
         assert to_compute(got, torch.device("cpu"), wide) is got
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float64], ids=str)
+def test_what_is_joined_keeps_its_dtype_where_all_have_the_same(dtype: torch.dtype) -> None:
+    own = torch.zeros(2).to(dtype)
+    assert common_dtype([own]) == common_dtype([own, own.clone()]) == dtype
+    assert common_dtype([own, torch.zeros(1, dtype=torch.float64)]) == torch.float64
+    if dtype != torch.float32:
+        assert common_dtype([torch.zeros(1), own]) == compute_dtype(dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lycoris_algos.ops.hadamard import fit_hadamard, khatri_rao
 from lycoris_algos.ops.kronecker import kron_factors, nearest_kronecker
 from lycoris_algos.ops.lowrank import (
+    best_factors,
     gram_spectrum,
     gram_svd,
     leading_svd,
@@ -48,6 +49,27 @@ def test_of_a_product(shape: tuple[int, int], rank: int) -> None:
     assert np.allclose(s.numpy(), wanted, atol=1e-5 * wanted[0])
     assert np.allclose(rebuilt(u, s, vh), whole, atol=1e-5 * wanted[0])
     assert torch.allclose(u.T @ u, torch.eye(len(s)), atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_the_best_factors_of_fewer_ranks(rank: int) -> None:
+    up, down = torch.randn(20, 8), torch.randn(8, 15)
+    whole = (up.double() @ down.double()).numpy()
+    best_up, best_down = best_factors(up, down, rank)
+    assert best_up.dtype == best_down.dtype == torch.float32
+    assert best_up.shape == (20, rank)
+    u, s, vh = np.linalg.svd(whole, full_matrices=False)
+    wanted = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    assert np.allclose((best_up.double() @ best_down.double()).numpy(), wanted, atol=1e-5 * s[0])
+    # Shared evenly: both have the roots of the singular values as their lengths.
+    assert np.allclose(best_up.norm(dim=0).numpy() ** 2, s[:rank], rtol=1e-5)
+    assert np.allclose(best_down.norm(dim=1).numpy() ** 2, s[:rank], rtol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [8, 9])
+def test_as_many_ranks_as_there_are_stay_as_they_are(rank: int) -> None:
+    up, down = torch.randn(20, 8), torch.randn(8, 15)
+    assert best_factors(up, down, rank) == (up, down)
 
 
 def test_inner_products_of_factors() -> None:
@@ -133,11 +155,39 @@ def test_khatri_rao_is_the_elementwise_product() -> None:
     assert torch.allclose(up @ down, (a1 @ b1) * (a2 @ b2), atol=1e-5)
 
 
+def balanced(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] * np.sqrt(s[:rank]), np.sqrt(s[:rank, None]) * vh[:rank]
+
+
+def least_squares(target: np.ndarray, mask: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The a that makes |target − (a·right) ⊙ mask| least, one row at a time."""
+    rows = [np.linalg.lstsq((right * m).T, t, rcond=None)[0] for t, m in zip(target, mask, strict=True)]
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("shape", [(20, 13), (13, 20)])
+@pytest.mark.parametrize("sweeps", [0, 1, 2, 3])
+def test_a_sweep_of_the_fit_solves_for_each_factor_in_turn(shape: tuple[int, int], sweeps: int) -> None:
+    matrix = torch.randn(shape, dtype=torch.float64)
+    m = matrix.numpy()
+    (a1, b1), (a2, b2) = balanced(np.sqrt(abs(m)) * np.sign(m), 3), balanced(np.sqrt(abs(m)), 3)
+    for _ in range(sweeps):
+        a1 = least_squares(m, a2 @ b2, b1)
+        b1 = least_squares(m.T, (a2 @ b2).T, a1.T).T
+        a2 = least_squares(m, a1 @ b1, b2)
+        b2 = least_squares(m.T, (a1 @ b1).T, a2.T).T
+    wanted = (a1 @ b1) * (a2 @ b2)
+    x1, y1, x2, y2 = (factor.numpy() for factor in fit_hadamard(matrix, 3, sweeps))
+    assert np.abs((x1 @ y1) * (x2 @ y2) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 def test_every_sweep_of_the_fit_gains() -> None:
     matrix = torch.randn(30, 3) @ torch.randn(3, 20) * (torch.randn(30, 3) @ torch.randn(3, 20))
     errors = [hadamard_error(matrix, fit_hadamard(matrix, 3, sweeps)) for sweeps in (0, 1, 2, 5, 20, 60)]
     assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(errors))
     assert errors[-1] < 0.5 * errors[0]
+    assert hadamard_error(matrix, fit_hadamard(matrix, 3)) < errors[2]
     first, again = fit_hadamard(matrix, 3), fit_hadamard(matrix, 3)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 

@@ -100,6 +100,12 @@ def test_the_threshold_of_e4m3() -> None:
     assert overflow_threshold(torch.float8_e4m3fn) == 464.0
 
 
+def test_nothing_reaches_nowhere() -> None:
+    extremes = Extremes()
+    extremes.see(torch.empty(0, 3))
+    assert extremes.largest == 0.0
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -70000.0])
 @pytest.mark.parametrize("place", [0, (1 << 15) + 7, 300_000])
 def test_extremes_see_every_block(bad: float, place: int) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from row_blocks import set_blocks
 
-from lycoris_algos.ops.rows import block_rows, matrix_view, row_blocks, rows_per_block
+from lycoris_algos.ops.rows import block_rows, matrix_view, row_blocks, rows_per_block, stacked
 
 CPU = torch.device("cpu")
 
@@ -106,3 +106,9 @@ def test_a_gpu_gets_larger_blocks() -> None:
     assert rows_per_block(4096, torch.float32, torch.device("cuda")) > rows_per_block(
         4096, torch.float32, CPU
     )
+
+
+def test_pieces_in_order_are_one_weight() -> None:
+    pieces = [torch.randn(rows, 5) for rows in (3, 1, 2)]
+    assert torch.equal(stacked(pieces), torch.cat(pieces))
+    assert stacked(tuple(pieces[:1])) is pieces[0]

@@ -9,6 +9,7 @@ from oracles.rotating import butterfly
 
 from lycoris_algos.adapters import component
 from lycoris_algos.ops.butterfly import merge_stages, turn
+from lycoris_algos.structures.butterfly import ColumnButterfly
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,8 @@ def test_merged_stages_turn_rows_alike(size: int, stages: int, spare: int, count
     stored = component("boft_diag").from_tensors({"oft_diag": rotations})
     wide = stored.structure(weight.shape, torch.float64)
     assert len(wide.rotations) == count
+    assert wide.size == (blocks * size, None)
+    assert ColumnButterfly.of(rotations, torch.ones(5), torch.float64).size == (5, blocks * size)
     np.testing.assert_allclose(wide.delta(weight).numpy(), expected - weight.numpy(), atol=1e-12)
     kept = stored.structure(weight.shape)  # in float32
     changed = weight.clone()

@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from laws import adapter, every_case, every_target
-from oracles import expected_delta, same_bits, to_numpy
+from laws import adapter, every_case, every_target, made
+from oracles import same_bits, to_numpy
 from samples import Case, Target
 from torch import Tensor
 
@@ -18,16 +18,6 @@ from lycoris_algos import LayerAdapter, NeedsBaseError, ShapeMismatchError
 from lycoris_algos.structures import LayerOperation, Structure, apply_
 
 CPU = torch.device("cpu")
-
-
-def made(target: Target, dtype: torch.dtype = torch.float64) -> tuple[Structure, Tensor, np.ndarray]:
-    """(the structure of a sample, cast to ``dtype``; its weight and ΔW by the oracle as matrices)."""
-    weight = target.weight(torch.float64)
-    layer = adapter(target, target.case.stored(torch.float64))
-    structure = layer.structure(target.shape, dtype, lambda: weight)
-    expected = expected_delta(target.algos, target.case.tensors, weight)
-    matrix = weight.reshape(target.shape[0], -1)
-    return structure.cast(CPU, dtype), matrix.to(dtype), expected.reshape(matrix.shape)
 
 
 def given(structure: Structure, matrix: Tensor) -> Tensor | None:
@@ -44,25 +34,43 @@ def close(got: object, expected: object, case: Case, factor: float = 1.0) -> Non
 
 
 @every_target
-def test_what_an_adapter_says_of_its_change_is_true(target: Target) -> None:
+def test_what_depends_on_the_weight_is_said_by_adapter_and_structure_alike(target: Target) -> None:
     layer = adapter(target)
-    structure, matrix, expected = made(target)
+    structure, _, _ = made(target)
     if structure.needs_weight != layer.needs_weight:  # then it is told the weight that it starts from
         assert layer.needs_weight
         with pytest.raises(NeedsBaseError):
             layer.structure(target.shape)
-    rows, columns = structure.size
-    assert rows in (None, matrix.shape[0])
-    assert columns in (None, matrix.shape[1])
+    else:
+        layer.structure(target.shape)
+
+
+@every_target
+def test_the_size_is_the_weights_and_open_only_where_any_will_do(target: Target) -> None:
+    structure, matrix, _ = made(target)
     structure.fits(target.shape)
-    if layer.exact_rank is not None:
-        singular = np.linalg.svd(expected, compute_uv=False)
-        found = int((singular > 1e-9 * singular[0]).sum())
-        assert layer.exact_rank >= min(found, structure.exact_rank or 0)
+    for axis, (own, found) in enumerate(zip(structure.size, matrix.shape, strict=True)):
+        assert own in (None, found)
+        if own is None:
+            twice = torch.cat((matrix, matrix), dim=axis)
+            assert structure.delta(twice).shape == twice.shape
+    if not structure.needs_weight:
+        assert structure.size == matrix.shape
+
+
+@every_target
+def test_the_exact_rank_is_the_rank_of_the_change(target: Target) -> None:
+    layer = adapter(target)
+    structure, matrix, expected = made(target)
+    singular = np.linalg.svd(expected, compute_uv=False)
+    found = int((singular > 1e-9 * singular[0]).sum())
+    assert (layer.exact_rank is None) == (structure.exact_rank is None)
+    for said in (layer.exact_rank, structure.exact_rank):
+        assert said is None or not found or min(said, *matrix.shape) == found  # 0 where alpha is
+    factors = structure.factors(given(structure, matrix))
+    if factors is not None:
         assert structure.exact_rank is not None
-        factors = structure.factors(given(structure, matrix))
-        assert factors is not None
-        assert factors[0].shape[1] == factors[1].shape[0] <= layer.exact_rank
+        assert found <= factors[0].shape[1] == factors[1].shape[0] <= structure.exact_rank
 
 
 @every_target
@@ -131,13 +139,15 @@ def test_rows_are_added_to_any_piece_that_keeps_units_together(target: Target) -
 def test_rows_depend_on_no_rows_outside_their_unit(target: Target) -> None:
     structure, matrix, _ = made(target)
     unit, count = structure.row_unit, matrix.shape[0]
-    if not structure.needs_weight or not unit or unit == count:
+    assert unit == 1 or structure.needs_weight
+    if not structure.needs_weight or not unit:
         return
-    other = matrix.clone()
-    other[unit:] += 1.0
-    assert torch.allclose(
-        structure.delta(matrix)[:unit], structure.delta(other)[:unit], rtol=1e-12, atol=1e-13
-    )
+    delta = structure.delta(matrix)
+    for start in range(0, count, unit):
+        own = slice(start, start + unit)
+        other = matrix * 1.5 + 1.0
+        other[own] = matrix[own]
+        assert torch.allclose(structure.delta(other)[own], delta[own], rtol=1e-12, atol=1e-13)
 
 
 # ---- its algebra --------------------------------------------------------------------------------------
@@ -162,7 +172,8 @@ def test_norm_and_spectrum_are_those_of_the_delta(target: Target) -> None:
     weight = given(structure, matrix)
     singular = np.linalg.svd(expected, compute_uv=False)
     assert structure.norm(weight) == pytest.approx(math.sqrt((singular**2).sum()), rel=1e-9)
-    got = np.sort(to_numpy(structure.spectrum(weight)))[::-1]
+    got = to_numpy(structure.spectrum(weight))
+    assert (got[:-1] >= got[1:]).all()
     padded = np.zeros(max(len(got), len(singular)))
     padded[: len(singular)] = singular
     assert np.abs(got - padded[: len(got)]).max() <= 2e-7 * singular[0]
@@ -278,6 +289,16 @@ def test_the_flat_form_is_flat_and_comes_back(target: Target) -> None:
     moved = Structure.from_values(iter([item.clone() if isinstance(item, Tensor) else item for item in flat]))
     start = target.weight()
     assert same_bits(apply_(start.clone(), [(moved, 0.7)]), apply_(start.clone(), [(structure, 0.7)]))
+
+
+@every_target
+def test_a_cast_keeps_the_form(target: Target) -> None:
+    weight = target.weight()
+    structure = adapter(target).structure(target.shape, base=lambda: weight)
+    kinds = [
+        [item for item in form.to_values() if isinstance(item, str)] for form in (structure, made(target)[0])
+    ]
+    assert kinds[0] == kinds[1]
 
 
 @every_target
