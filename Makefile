@@ -7,6 +7,7 @@
 #   PORT=8188              for serve
 #   PYTEST_ARGS="-k lokr"  for test
 #   EXAMPLES=100000        for fuzz
+#   SAMPLE=400 SEED=1 WORKERS=1 FILES="lycoris_algos/ops lycoris_algos/adapters/lokr.py:70"  for mutants
 
 PYTHON ?= python3
 LYCORIS_LAB ?= $(CURDIR)/.host
@@ -17,7 +18,7 @@ export DO_NOT_TRACK := 1
 
 LAB_PYTHON := $(LYCORIS_LAB)/venv/bin/python
 
-.PHONY: help demo serve test lint format typecheck validate pytest bench fuzz install models clean
+.PHONY: help demo serve test lint format typecheck validate pytest bench fuzz mutants install models clean
 
 help:
 	@echo "make demo       run an example workflow in the real ComfyUI, on the CPU, and compare the pictures"
@@ -26,6 +27,7 @@ help:
 	@echo "make lint       ruff: rules and formatting       make format     let ruff repair what it can"
 	@echo "make typecheck  mypy                             make bench      measure against ComfyUI core"
 	@echo "make fuzz       damage files at random (EXAMPLES=...) and hold the library to what it makes of them"
+	@echo "make mutants    which small mistakes in the library do the tests notice? (hours; SAMPLE=400: less than one)"
 	@echo "make clean      delete the lab and all caches"
 
 demo:
@@ -64,6 +66,10 @@ typecheck: install
 # What the Comfy registry checks before it accepts a pack.
 validate: install
 	$(LYCORIS_LAB)/venv/bin/comfy --skip-prompt node validate </dev/null
+
+mutants: install
+	$(LAB_PYTHON) -m mutants $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(WORKERS),--workers $(WORKERS)) $(FILES)
 
 bench: install
 	@for file in benchmarks/*.py; do echo "$$file"; $(LAB_PYTHON) $$file $(BENCH_ARGS) || exit 1; done
