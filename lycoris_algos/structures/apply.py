@@ -73,7 +73,8 @@ def apply_(
     wide = weight.to(dtype)
     for structure, multiplier in ready:
         trained = inverse(wide) if inverse is not None else wide
-        change = structure.delta(trained.reshape(trained.shape[0], -1)).to(dtype).reshape(trained.shape)
+        matrix = trained.reshape(trained.shape[0] if trained.dim() else 1, -1)
+        change = structure.delta(matrix).to(dtype).reshape(trained.shape)
         wide += transform(change * multiplier)
     if extremes is not None:
         extremes.see(wide)

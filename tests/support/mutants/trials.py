@@ -18,7 +18,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -76,18 +76,22 @@ class Seen:
 def chosen(tests: Sequence[Seen], path: str, function: int | None) -> list[Seen]:
     """The tests for a mistake in ``function`` of the file ``path``, for ``SECONDS`` at most.
 
-    They run the function; or, for what runs on import alone, anything of the file, or anything. Every second
-    one is of those of its own room that run little else, and therefore are about it; between them come others
-    at random, so that the first few already differ a lot.
+    They run the function; or, for what runs on import alone, anything of the file, or anything. One of each
+    test function comes first, whatever its parameters, then a second one of each, and so on; of these, those
+    of its own room that run little else, and therefore are about it.
     """
     own = [test for test in tests if (path, function) in test.ran]
     own = own or [test for test in tests if any(file == path for file, _ in test.ran)] or list(tests)
     room = f"tests/unit/{Path(path).parts[1]}/"
-    own.sort(key=lambda test: (not test.name.startswith(room), len(test.ran), test.name))
-    mixed = random.Random(path).sample(own, len(own))
-    in_order = list(dict.fromkeys(test for pair in zip(own, mixed, strict=True) for test in pair))
-    spent = itertools.accumulate(test.seconds for test in in_order)
-    return [test for test, until in zip(in_order, spent, strict=True) if until <= SECONDS]
+    before: Counter[str] = Counter()
+    turns: dict[Seen, int] = {}
+    for test in random.Random(path).sample(own, len(own)):
+        name = test.name.partition("[")[0]
+        turns[test] = before[name]
+        before[name] += 1
+    own.sort(key=lambda test: (turns[test], not test.name.startswith(room), len(test.ran), test.name))
+    spent = itertools.accumulate(test.seconds for test in own)
+    return [test for test, until in zip(own, spent, strict=True) if until <= SECONDS]
 
 
 class Forks:
