@@ -160,6 +160,7 @@ FACTS: dict[str, dict[str, float]] = {
     "oft-constraint": {"block size": 4, "constraint": 0.05},
     "boft-linear": {"block size": 6},
     "boft_inputs-linear": {"block size": 4},
+    "boft_inputs-conv2d_3x3": {"block size": 6},
     "hra-linear": {"reflections": 4},
     "miss-linear": {"block": 4},
     "miss_bat-linear": {"block": 4},
@@ -320,3 +321,49 @@ def test_a_change_of_the_inputs_fits_no_other_number_of_them(shape: tuple[int, .
     (case,) = (case for case in CASES if case.name == "glokr-conv2d_3x3")
     with pytest.raises(ShapeMismatchError, match="takes 8 input channels"):
         LayerAdapter.from_tensors(case.tensors).fits(shape)
+
+
+@pytest.mark.parametrize("place", [(24, 0), (0, 16), (-1, 0), (0, -1)], ids=str)
+def test_positions_outside_of_the_weight_are_refused(place: tuple[int, int]) -> None:
+    tensors = {"bias_indices": torch.tensor([[0, place[0], 23], [0, place[1], 15]])}
+    tensors |= {"bias_values": torch.ones(3), "bias_size": torch.tensor([24, 16])}
+    with pytest.raises(LycorisError, match="positions outside 24×16"):
+        LayerAdapter.from_tensors(tensors).fits((24, 16))
+
+
+@pytest.mark.parametrize("kernel", [(2, 1), (1, 3)], ids=str)
+def test_pefts_oft_of_a_larger_kernel_is_refused(kernel: tuple[int, int]) -> None:
+    (case,) = (case for case in CASES if case.name == "oft_v2-peft-conv2d_1x1")
+    fewer = case.shape[1] // (kernel[0] * kernel[1])
+    with pytest.raises(ShapeMismatchError, match="overlapping patches"):
+        LayerAdapter.from_tensors(case.tensors).fits((case.shape[0], fewer, *kernel))
+
+
+@every_case
+def test_a_layer_is_plain_if_nothing_stands_beside_its_algorithm(case: Case) -> None:
+    layer = LayerAdapter.from_tensors(case.tensors)
+    assert layer.plain is (layer.algorithm if len(case.algos) == 1 else None)
+
+
+@every_case
+def test_magnitudes_of_rows_have_a_form_for_peft(case: Case) -> None:
+    magnitude = LayerAdapter.from_tensors(case.tensors).magnitude
+    if magnitude is not None:
+        form = magnitude.to_peft()
+        assert (form is None) == magnitude.over_rows
+        if form is not None:
+            (stored,) = form.to_tensors().values()
+            (own,) = magnitude.to_tensors().values()
+            assert torch.equal(stored, own.flatten())
+
+
+def test_a_vector_of_hra_may_lie_across_an_input() -> None:
+    vectors = torch.eye(16, 4)  # no vector sees the last inputs
+    assert LayerAdapter.from_tensors({"hra_u": vectors}).delta(torch.ones(3, 16)).any()
+
+
+def test_a_piece_may_be_a_single_row() -> None:
+    (case,) = (case for case in CASES if case.name == "lora-linear")
+    layer = LayerAdapter.from_tensors(case.tensors)
+    piece = layer.rows(layer.structure((24, 16)), 7, 1, 24)
+    assert torch.equal(piece.delta(), layer.delta((24, 16))[7:8])

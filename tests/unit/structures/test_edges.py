@@ -67,3 +67,10 @@ def test_a_kronecker_product_of_any_factors_is_that_product(rank: int, scale: fl
             product.ready(wanted.device, wanted.dtype).delta(), wanted, rtol=1e-10, atol=1e-12
         )
         assert product.inner_product(product) == pytest.approx(float(wanted.square().sum()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_a_dense_change_is_computed_in_float32(dtype: torch.dtype) -> None:
+    change = Dense(torch.ones(3, 2).to(dtype))
+    assert change.delta().dtype == torch.float32
+    assert change.rows(1, 3).dtype == torch.float32
