@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lycoris_algos import LayerAdapter
 from lycoris_algos.adapters import algorithms, component, extras, modifiers
+from lycoris_algos.adapters._whole import WholeTensor
 from lycoris_algos.ops.rows import rows_per_block
 from lycoris_algos.structures import Structure, apply_
 
@@ -35,7 +36,7 @@ PREPARED = 2e-6
 LINEAR_IN_A_FACTOR = {"glora", "ia3"}
 #: What is stored with the shape of its weight, and what is where it stores a kernel as such: flat factors
 #: of a LoHa or LoKr belong to a Linear or to a convolution.
-TELL_THE_SHAPE = {"lora", "glora", "full", "full_bias", "norm", "norm_bias", "set"}
+TELL_THE_SHAPE = {"lora", "glora"} | {cls.algo for cls in extras() if issubclass(cls, WholeTensor)}
 TELL_A_KERNEL = {"loha", "lokr"}
 CHANGING = [cls for cls in (*algorithms(), *extras(), *modifiers()) if cls.algo not in ELSEWHERE]
 

@@ -14,7 +14,7 @@ from lycoris_algos import LayerAdapter
 from lycoris_algos.adapters import of_row_parts, row_part
 
 #: What can be stored as rows of itself, a DoRA only where its norms are those of rows; and what of it as one.
-CUT = {"lora", "loha", "full", "full_bias", "norm", "norm_bias", "dora", "dora_vector"}
+CUT = {"lora", "loha", "full", "full_bias", "lora_bias", "norm", "norm_bias", "dora", "dora_vector"}
 JOINED = CUT - {"loha"}
 
 
