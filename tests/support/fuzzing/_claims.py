@@ -6,6 +6,7 @@ that what was saved says the same when it is read again, in any dialect, and tha
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,7 +145,7 @@ def _changes(adapters: AdapterSet, like: AdapterSet | None = None) -> list[_Chan
 
 
 def _change(layer: LayerAdapter, shape: tuple[int, ...]) -> _Change:
-    if torch.Size(shape).numel() > _LARGEST:
+    if math.prod(shape) > _LARGEST:
         return None
     delta = attempt(lambda: layer.delta(_weight(shape)))
     if isinstance(delta, Tensor):
@@ -157,7 +158,7 @@ def _bias(layer: LayerAdapter, shape: tuple[int, ...]) -> _Change:
     if layer.bias is None:
         return None
     own = layer.bias.weight_shape or shape[:1]
-    return attempt(lambda: layer.bias.delta(_weight(own))) if torch.Size(own).numel() < _LARGEST else None
+    return attempt(lambda: layer.bias.delta(_weight(own))) if math.prod(own) < _LARGEST else None
 
 
 def _elsewhere(layer: LayerAdapter) -> None:

@@ -154,7 +154,7 @@ def header_length(draft: Draft, where: int, which: int) -> None:
     def damage(raw: bytearray) -> None:
         length = int.from_bytes(raw[:8], "little")
         small = (0, 1, 2, length - 1, length + 1, length + 8, len(raw), len(raw) - 8, 2**27, 2**40, 2**64 - 1)
-        raw[:8] = max(pick(small, which), 0).to_bytes(8, "little")
+        raw[:8] = (pick(small, which) % 2**64).to_bytes(8, "little")
 
     draft.bytes.append(damage)
 
