@@ -65,7 +65,11 @@ def scale_of(key: str, tensors: Tensors) -> str | None:
     if info.dtype not in STOCHASTIC or key == layer:
         return None
     scales = [layer + name for name in _SCALES if layer + name in tensors]
-    one = [name for name in scales if tensors[name].nbytes == tensors[name].dtype.itemsize]
+    one = [
+        name
+        for name in scales
+        if tensors[name].dtype.is_floating_point and math.prod(tensors[name].shape) == 1
+    ]
     return one[0] if one and one == scales else None
 
 

@@ -119,7 +119,7 @@ def from_tensors(
     except LycorisError as error:
         raise error.with_context(f"file {quoted(name)}") from error
     dialect = common_dialect(layers).name
-    unread = {item.key: source[item.key] for item in unmatched if item.key in source}
+    unread = still_unread({item.key: source[item.key] for item in unmatched if item.key in source}, layers)
     return AdapterSet(layers, tuple(unmatched), described, dialect, name, notes, embeddings, unread)
 
 
@@ -170,13 +170,22 @@ def _whole_parameter(
 
 
 def still_unread(unread: Mapping[str, Tensor], layers: Collection[str]) -> dict[str, Tensor]:
-    """Those of ``unread`` that mean nothing in a file of ``layers`` either, whatever these are called now."""
+    """Those of ``unread`` that mean nothing in a file of ``layers`` either, whatever these are called now.
+
+    A layer that was not used stays whole: half of one would be an error.
+    """
+    known = known_suffixes()
     dialects = {dialect_of(layer).name for layer in layers} - {UNKNOWN.name}
-    owners = _owners(list(unread), layers)
+    owners = {key: pieces[0] for key in unread if (pieces := split_key(key, known)) is not None}
+    owners |= _owners([key for key in unread if key not in owners], {*layers, *owners.values()})
     return {
         key: value
         for key, value in unread.items()
-        if key not in owners and _whole_parameter(key, value, None, dialects) is None
+        if (
+            owners[key] not in layers
+            if key in owners
+            else _whole_parameter(key, value, None, dialects) is None
+        )
     }
 
 

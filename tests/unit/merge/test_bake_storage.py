@@ -135,6 +135,7 @@ def test_scaled_fp8_is_unpacked_for_another_dtype(second_form: bool, tmp_path: P
     [
         ("NVFP4", {"weight": torch.zeros(24, 8).byte(), "weight_scale_2": torch.ones(())}),
         ("quantised whole numbers", {"weight": torch.zeros(24, 16).char(), "weight_scale": torch.ones(())}),
+        ("fp8 with a scale", {"weight": torch.zeros(24, 16).to(FP8), "weight_scale": torch.tensor(1j)}),
         ("a scale for each block", {"weight": torch.zeros(24, 16).to(FP8), "weight_scale": torch.ones(24)}),
         ("GPTQ or AWQ", {"qweight": torch.zeros(24, 2).int()}),
     ],

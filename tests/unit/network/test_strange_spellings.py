@@ -165,3 +165,23 @@ def test_a_lora_of_hcp_keeps_its_change_when_it_gets_an_alpha(tmp_path: Path) ->
     combined = run_combine(plan_combine([StackEntry(own), StackEntry(own)], options)).adapters
     back = load(save(combined, tmp_path / "x.safetensors"))
     torch.testing.assert_close(delta(back, layer, (4, 6)), up @ down)
+
+
+def test_what_stands_beside_a_whole_weight_does_not_spoil_the_file_that_is_saved(tmp_path: Path) -> None:
+    prefix = "base_model.model."
+    whole = {f"{prefix}norm.weight": torch.ones(6), f"{prefix}norm.num_batches_tracked": torch.tensor(3)}
+    own = from_tensors({**pair(f"{prefix}blocks.0.q"), **whole})
+    assert [item.key for item in own.unmatched] == [f"{prefix}norm.num_batches_tracked"]
+    again = load(save(own, tmp_path / "x.safetensors"))
+    assert list(again) == list(own)
+
+
+def test_a_layer_that_was_not_used_is_carried_along_whole(tmp_path: Path) -> None:
+    strange = {
+        "lora_unet_x.lora_up.weight": torch.ones(4, 2),
+        "lora_unet_x.lora_dwn.weight": torch.ones(2, 6),
+    }
+    own = from_tensors({**pair("unet.down_blocks.0.attn.to_q"), **strange})
+    for dialect in ("kohya", None):
+        again = load(save(own, tmp_path / "x.safetensors", dialect=dialect))
+        assert again.unread.keys() == strange.keys()
