@@ -5,12 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import BadValueError
+
 
 def cayley(skew: Tensor) -> Tensor:
-    """(I + Q)(I − Q)⁻¹ for a batch of skew-symmetric Q (…, b, b): orthogonal for every Q."""
+    """(I + Q)(I − Q)⁻¹ for a batch of skew-symmetric Q (…, b, b): orthogonal for every Q.
+
+    Raises BadValueError for numbers beside which the 1 of I is lost.
+    """
     identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     # X(I − Q) = I + Q, solved from the right without forming the inverse.
-    rotation: Tensor = torch.linalg.solve(identity - skew, identity + skew, left=False)
+    try:
+        rotation: Tensor = torch.linalg.solve(identity - skew, identity + skew, left=False)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise BadValueError(
+            "its rotation is made of numbers that no training reaches: the file is damaged"
+        ) from error
     return rotation
 
 

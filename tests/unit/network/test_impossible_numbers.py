@@ -60,6 +60,13 @@ def test_settings_that_no_training_uses(setting: str, number: str) -> None:
         lycoris_algos.from_tensors(PEFT, told)
 
 
+def test_a_rotation_of_numbers_that_lose_the_identity() -> None:
+    blocks = torch.full((1, 1, 3, 3), 3e38).triu(1)  # skew-symmetric of odd size: singular but for I
+    layer = lycoris_algos.from_tensors({"a.boft_R": blocks, "a.boft_s": torch.ones(4, 1)})["a"]
+    with pytest.raises(BadValueError, match="numbers that no training reaches"):
+        layer.delta(torch.ones(4, 3))
+
+
 @pytest.mark.parametrize("size", ["inf", "nan", "1e300", "-5", "x"])
 def test_a_block_size_that_cannot_be(size: str) -> None:
     args = {"ss_network_args": json.dumps({"algo": "dylora", "block_size": size})}
