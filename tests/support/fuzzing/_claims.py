@@ -20,9 +20,11 @@ from torch import Tensor
 import lycoris_algos
 from lycoris_algos import AdapterSet, LayerAdapter, LycorisError, convert, describe, with_rank
 from lycoris_algos.errors import ShapeMismatchError
+from lycoris_algos.formats import dialect_of
 from lycoris_algos.io import SafetensorsReader, facts, read_header, title, trigger_words
 from lycoris_algos.merge.bake import bake_report, plan_bake, plan_report, run_bake
 from lycoris_algos.network import StackEntry, content_hash
+from lycoris_algos.network.peft_form import WITHOUT_ALPHA
 from lycoris_algos.network.respelling import WRITABLE
 
 #: Numbers of a weight, beyond which only the shape is looked at.
@@ -220,4 +222,8 @@ def _copy(adapters: AdapterSet, before: list[_Change], path: Path) -> None:
     }
     _texts(again)
     inside = {name: again[name] for name in adapters}
-    _same(before, _changes(type(again)(inside), like=adapters), 1e-5)
+    rounded = any(
+        dialect_of(name).name in WITHOUT_ALPHA for name in adapters
+    )  # alpha is in the factors there
+    share = _rounding(adapters) if rounded else 1e-5
+    _same(before, _changes(type(again)(inside), like=adapters), share)
