@@ -218,7 +218,8 @@ def test_a_patch_is_rebuilt_from_its_weights(sd3: Any, apply: Any) -> None:
 
 def test_all_state_of_a_patch_lies_flat_in_its_weights(sd3: Any, apply: Any) -> None:
     for (key, _), (_, patch, *_) in every_patch(sd3, apply).items():
-        assert vars(patch).keys() == {"loaded_keys", "weights"}, key
+        # What may be there besides is read out of ``weights`` when it is first asked for.
+        assert {"loaded_keys", "weights"} <= vars(patch).keys() <= {"loaded_keys", "weights", "entries"}, key
         assert isinstance(patch.weights, tuple)
         for item in patch.weights:
             plain = item is None or isinstance(item, (Tensor, int, float, str))
