@@ -84,7 +84,7 @@ def run_bake(
         # The workers end first, so nothing is being read any more when the writer finishes or cleans up.
         with writer, Workers(place) as workers:
             # One more than there are workers: a tensor is being written while each makes another.
-            makers = [Weights(reader, plan.seed) for _ in range(workers.count + 1)]
+            makers = [Weights(reader, plan) for _ in range(workers.count + 1)]
             work = partial(_made, device=place)
             for stretch, made in workers.results(work, _stretches(plan), makers):
                 if stop():
@@ -107,6 +107,8 @@ def run_bake(
             for name, scale in scales.items():
                 writer.replace(name, scale)
             known = {problem.name for problem in lost}
+            # The proof holds exact weights, twice as large: one at a time, and without the others' buffers.
+            del makers[1:]
             proof = prove(plan, reader, writer.unpublished, workers, makers, place, stop, known)
     if progress is not None:
         progress(total, total, "written and checked")

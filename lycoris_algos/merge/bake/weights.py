@@ -14,6 +14,7 @@ Buffers live as long as the run: pages that are touched for the first time cost 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ from ...ops.rounding import STOCHASTIC, Extremes, generator_for, nearest, stocha
 from ...structures import Structure, apply_
 from ...text import Brief, quoted
 from .matching import PlannedChange
-from .plan import TensorPlan
+from .plan import BakePlan, TensorPlan
 
 #: What PyTorch raises when a device has no more memory.
 OUT_OF_MEMORY: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
@@ -48,10 +49,14 @@ class Baked(Brief):
 class Weights:
     """Makes tensors of a run, one at a time: the buffers are used again."""
 
-    def __init__(self, reader: SafetensorsReader, seed: int) -> None:
+    def __init__(self, reader: SafetensorsReader, plan: BakePlan) -> None:
         self._reader = reader
-        self._seed = seed
+        self._seed = plan.seed
         self._buffers: dict[str, Tensor] = {}
+        # Of the largest tensor: a buffer that grows leaves what it was in the allocator of its thread. Memory
+        # that is never touched costs nothing.
+        numbers = max((math.prod(item.info.shape) for item in plan.tensors if not item.copied), default=0)
+        self._largest = numbers * 8
 
     def make(self, item: TensorPlan, device: torch.device) -> Baked:
         """The tensor ``item`` of the new file, computed on ``device``; valid until the next call.
@@ -139,7 +144,8 @@ class Weights:
             del buffer
             # A tensor of inference mode (in which ComfyUI runs nodes) could not be used outside of it.
             with torch.inference_mode(False):
-                buffer = self._buffers[use] = torch.empty(needed, dtype=torch.uint8)
+                size = max(needed, self._largest)
+                buffer = self._buffers[use] = torch.empty(size, dtype=torch.uint8)
         return buffer[:needed].view(dtype).view(shape)
 
 
