@@ -19,7 +19,7 @@ from ...lycoris_algos.network import Stack
 from ...lycoris_algos.ops.dtypes import STORED_DTYPES
 from ...lycoris_algos.text import quoted
 from .applying import OnUnmatched
-from .paths import fingerprint, listed, require_chosen, unlisted
+from .paths import file_called, fingerprint, name_on_page, require_chosen
 from .progress import check_cancel, progress_bar, stop_if_cancelled
 from .saving import folder_of, output_path
 
@@ -40,7 +40,7 @@ class OnOverflow(str, Enum):
 def base_names() -> list[str]:
     """Every safetensors file of the three folders, as ``folder/name``."""
     return [
-        f"{folder}/{listed(name)}"
+        f"{folder}/{name_on_page(name)}"
         for folder in _FOLDERS
         for name in folder_paths.get_filename_list(folder)
         if name.lower().endswith(_SUFFIXES)
@@ -51,7 +51,7 @@ def base_path(name: str) -> Path:
     """The file that ``name`` (as listed) stands for. Raises FileNotFoundError, in words, if there is none."""
     require_chosen(name)
     folder, _, inner = name.partition("/")
-    path = folder_paths.get_full_path(folder, unlisted(folder, inner)) if folder in _FOLDERS else None
+    path = folder_paths.get_full_path(folder, file_called(folder, inner)) if folder in _FOLDERS else None
     if path is None:
         raise FileNotFoundError(
             f"the model {quoted(name)} is not there any more. Put it back, or choose another one (press R to "

@@ -52,15 +52,15 @@ def adapter_path(name: str) -> Path:
     )
 
 
-def listed(name: str) -> str:
-    """The file ``name`` as it stands in a list on the page."""
+def name_on_page(name: str) -> str:
+    """What a list on the page calls the file ``name``."""
     return name.replace("<", "‹")
 
 
-def unlisted(folder: str, name: str) -> str:
-    """The file of ``folder`` that is ``listed`` as ``name``; ``name`` itself if it is one, or none is."""
+def file_called(folder: str, name: str) -> str:
+    """The file of ``folder`` that the page calls ``name``; ``name`` itself if it is one, or none is."""
     names = folder_paths.get_filename_list(folder)
-    return name if name in names else next((own for own in names if listed(own) == name), name)
+    return name if name in names else next((own for own in names if name_on_page(own) == name), name)
 
 
 def require_chosen(name: object) -> None:
@@ -71,9 +71,9 @@ def require_chosen(name: object) -> None:
 
 def _listed() -> dict[str, tuple[str, str]]:
     """{name as listed: (folder, name in it)}."""
-    known = {listed(name): ("loras", name) for name in folder_paths.get_filename_list("loras")}
+    known = {name_on_page(name): ("loras", name) for name in folder_paths.get_filename_list("loras")}
     for inner in folder_paths.get_filename_list("lycoris"):
-        name = listed(inner)
+        name = name_on_page(inner)
         while name in known:
             name = _PREFIX + name
         known[name] = ("lycoris", inner)

@@ -8,7 +8,7 @@ changed, and of the untouched ones byte for byte.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from ...errors import CancelledError, LycorisError
 from ...io import SafetensorsReader
 from ...ops.rounding import STOCHASTIC, overflow_threshold
 from ...ops.rows import row_blocks
-from ...ops.workers import Workers
 from ...text import Brief, quoted
 from .plan import BakePlan, TensorPlan
 from .weights import OUT_OF_MEMORY, Weights
@@ -49,32 +48,26 @@ def prove(
     plan: BakePlan,
     base: SafetensorsReader,
     written: Path,
-    workers: Workers,
-    makers: Sequence[Weights],
+    weights: Weights,
     device: torch.device,
     cancel: Cancel,
     unheld: Collection[str] = (),
 ) -> Proof:
     """Compares a sample of ``written`` with the live weights; LycorisError where rounding explains less.
 
-    ``workers`` do it, each with one of ``makers``.
-
     The tensors ``unheld`` are known to have numbers that their dtype cannot hold; the others are compared.
     """
     changed, copied = _sample(plan)
     worst = (0.0, 0.0, "")
     with SafetensorsReader(written) as reader:
-
-        def compared(item: TensorPlan, weights: Weights) -> tuple[float, float]:
-            known = item.info.name in unheld
-            try:
-                return _compare(item, reader, weights, device, known)
-            except OUT_OF_MEMORY:
-                return _compare(item, reader, weights, torch.device("cpu"), known)
-
-        for item, (difference, steps) in workers.results(compared, changed, makers):
+        for item in changed:
             if cancel():
                 raise CancelledError("stopped while the new file was checked: nothing was written")
+            known = item.info.name in unheld
+            try:
+                difference, steps = _compare(item, reader, weights, device, known)
+            except OUT_OF_MEMORY:
+                difference, steps = _compare(item, reader, weights, torch.device("cpu"), known)
             if steps >= worst[1]:
                 worst = (difference, steps, item.info.name)
         for item in copied:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..._types import Cancel, Progress
 from ...errors import BadValueError, CancelledError, FileFormatError, LycorisError
 from ...io import SafetensorsReader, SafetensorsWriter
-from ...ops.workers import Workers
+from ...ops.workers import Workers, one_thread
 from ...text import Brief, quoted
 from .overflow import Unheld, unheld
 from .plan import BakePlan, TensorPlan
@@ -68,8 +68,6 @@ def run_bake(
     start = time.perf_counter()
     stop = cancel or (lambda: False)
     place = torch.device(device)
-    redone: list[str] = []
-    lost: list[Unheld] = []
     with torch.no_grad(), SafetensorsReader(Path(source)) as reader:
         if reader.header.tensors != plan.header.tensors:
             raise FileFormatError(
@@ -78,42 +76,56 @@ def run_bake(
         tensors = {item.info.name: (item.dtype, item.shape) for item in plan.tensors}
         order = [item.info.name for item in plan.tensors]
         writer = SafetensorsWriter(Path(target), tensors, baked_metadata(plan, reader), order)
-        scales: dict[str, Tensor] = {}
-        total = len(plan.tensors)
-        done = 0
-        # The workers end first, so nothing is being read any more when the writer finishes or cleans up.
-        with writer, Workers(place) as workers:
-            # One more than there are workers: a tensor is being written while each makes another.
-            makers = [Weights(reader, plan) for _ in range(workers.count + 1)]
-            work = partial(_made, device=place)
-            for stretch, made in workers.results(work, _stretches(plan), makers):
-                if stop():
-                    raise CancelledError("stopped: nothing was written")
-                first, last = stretch[0], stretch[-1]
-                if progress is not None:
-                    progress(done, total, first.info.name)
-                if made is None:
-                    writer.copy(reader, first.info.name, last.info.name)
-                else:
-                    problem = unheld(first, made.baked, reader)
-                    if problem is not None and refuse_overflow:
-                        raise BadValueError(f"{problem}. Nothing was written. {problem.advice}")
-                    lost += [] if problem is None else [problem]
-                    redone += [first.info.name] if made.redone else []
-                    writer.write(first.info.name, made.baked.tensor)
-                    if made.baked.scale is not None and first.scale is not None:
-                        scales[first.scale] = made.baked.scale
-                done += len(stretch)
-            for name, scale in scales.items():
-                writer.replace(name, scale)
+        with writer:
+            redone, lost = _write(plan, reader, writer, place, stop, progress, refuse_overflow)
             known = {problem.name for problem in lost}
-            # The proof holds exact weights, twice as large: one at a time, and without the others' buffers.
-            del makers[1:]
-            proof = prove(plan, reader, writer.unpublished, workers, makers, place, stop, known)
+            with one_thread():
+                proof = prove(plan, reader, writer.unpublished, Weights(reader, plan), place, stop, known)
     if progress is not None:
-        progress(total, total, "written and checked")
+        progress(len(order), len(order), "written and checked")
     seconds = time.perf_counter() - start
     return BakeResult(writer.path, plan, proof, tuple(redone), tuple(lost), seconds, writer.file_size)
+
+
+def _write(
+    plan: BakePlan,
+    reader: SafetensorsReader,
+    writer: SafetensorsWriter,
+    device: torch.device,
+    stop: Cancel,
+    progress: Progress | None,
+    refuse_overflow: bool,
+) -> tuple[list[str], list[Unheld]]:
+    """Writes all tensors; (those that the CPU made again, those with numbers beyond their dtype)."""
+    redone: list[str] = []
+    lost: list[Unheld] = []
+    scales: dict[str, Tensor] = {}
+    done = 0
+    # The workers end first, so nothing is being read any more when the writer finishes or cleans up.
+    with Workers(device) as workers:
+        # One more than there are workers: a tensor is being written while each makes another.
+        makers = [Weights(reader, plan) for _ in range(workers.count + 1)]
+        for stretch, made in workers.results(partial(_made, device=device), _stretches(plan), makers):
+            if stop():
+                raise CancelledError("stopped: nothing was written")
+            first, last = stretch[0], stretch[-1]
+            if progress is not None:
+                progress(done, len(plan.tensors), first.info.name)
+            if made is None:
+                writer.copy(reader, first.info.name, last.info.name)
+            else:
+                problem = unheld(first, made.baked, reader)
+                if problem is not None and refuse_overflow:
+                    raise BadValueError(f"{problem}. Nothing was written. {problem.advice}")
+                lost += [] if problem is None else [problem]
+                redone += [first.info.name] if made.redone else []
+                writer.write(first.info.name, made.baked.tensor)
+                if made.baked.scale is not None and first.scale is not None:
+                    scales[first.scale] = made.baked.scale
+            done += len(stretch)
+    for name, scale in scales.items():
+        writer.replace(name, scale)
+    return redone, lost
 
 
 @dataclass(frozen=True, eq=False)
