@@ -29,6 +29,8 @@ _LONGEST = 1_000
 _LARGEST = 20_000
 # Seconds of computing that one table may take for all layers of a file.
 _MOST_SECONDS = 1.5
+# Of them, seconds for one pattern and one layer: what is not hostile takes microseconds.
+_MOST_OF_ONE = 0.2
 
 
 class Patterns:
@@ -91,7 +93,7 @@ class Patterns:
                 break
             if len(name) > _LONGEST:
                 raise BadValueError(f"{quoted(name)} is too long for the patterns of PEFT's configuration")
-            if expression.match(name, timeout=max(self._left, 0.01)):
+            if expression.match(name, timeout=min(max(self._left, 0.01), _MOST_OF_ONE)):
                 return order
         return best
 
