@@ -49,17 +49,19 @@ class Extremes:
     """How far the numbers reach that were shown to it, block by block, before they were rounded."""
 
     def __init__(self) -> None:
-        self._ends: list[Tensor] = []
+        # One number: many small tensors that outlive a block keep what lies below them in the allocator.
+        self._reach: Tensor | None = None
 
     def see(self, block: Tensor) -> None:
         """Takes note of ``block`` (any shape, a dtype that is computed in). Does not wait for a GPU."""
         if block.numel():
-            self._ends += torch.aminmax(block)
+            reach = torch.stack(torch.aminmax(block)).abs_().amax()
+            self._reach = reach if self._reach is None else torch.maximum(self._reach, reach)
 
     @property
     def largest(self) -> float:
         """The largest magnitude so far, NaN if anything was not a number. Waits for a GPU."""
-        return float(torch.stack(self._ends).abs().max()) if self._ends else 0.0
+        return 0.0 if self._reach is None else float(self._reach)
 
 
 @torch.no_grad()
