@@ -8,7 +8,6 @@ stored as, and rounded once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -25,7 +24,7 @@ from ..errors import (
     UnknownAdapterError,
 )
 from ..ops.dtypes import compute_dtype
-from ..ops.rounding import STOCHASTIC, Extremes, beyond, overflow_threshold
+from ..ops.rounding import STOCHASTIC, Extremes, beyond, count_broken, overflow_threshold
 from ..structures import Enlarged, RowSlice, Structure, Sum, enlarged
 from ..text import Brief, listed
 from . import _registry
@@ -384,14 +383,9 @@ def _only(matching: Sequence[_S]) -> _S | None:
 
 
 def _require_finite(name: str, value: Tensor) -> None:
-    # A sum is one fast pass, and is finite unless an element is not, or (rarely) the sum itself overflows:
-    # only then is every element looked at.
-    wide = value.float() if value.element_size() == 1 else value  # float8 has no sums
-    if math.isfinite(wide.sum(dtype=compute_dtype(value.dtype))):
-        return
-    bad = wide.numel() - int(torch.isfinite(wide).sum())
-    if bad:
+    broken = count_broken(value)
+    if broken:
         raise BadValueError(
-            f"'{name}' holds {bad} of {wide.numel()} numbers that are NaN or infinite: "
+            f"'{name}' holds {broken} of {value.numel()} numbers that are NaN or infinite: "
             "the training that made this file diverged, or the file is damaged"
         )

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ..errors import BadValueError
+from ..ops.rounding import count_broken
 from ..text import quoted
 from .adapter_set import Unmatched
 
@@ -99,10 +99,9 @@ def _no_vectors(value: Tensor) -> str:
 
 
 def _require_finite(key: str, value: Tensor) -> None:
-    wide = value if value.dtype == torch.float64 else value.float()
-    bad = wide.numel() - int(torch.isfinite(wide).sum())
-    if bad:
+    broken = count_broken(value)
+    if broken:
         raise BadValueError(
-            f"{quoted(key)} holds {bad} of {wide.numel()} numbers that are NaN or infinite: "
+            f"{quoted(key)} holds {broken} of {value.numel()} numbers that are NaN or infinite: "
             "the training that made this embedding diverged, or the file is damaged"
         )

@@ -20,6 +20,7 @@ from ..adapters import LayerAdapter, known_suffixes, suffixes_beside
 from ..errors import LycorisError, NotAnAdapterError
 from ..formats import UNKNOWN, canonical_suffix, common_dialect, dialect_of, split_key
 from ..io import read_tensors
+from ..ops.workers import one_thread
 from ..text import quoted
 from .adapter_set import AdapterSet, Unmatched
 from .bundles import take_embeddings
@@ -86,6 +87,8 @@ def _peft_config(path: Path) -> dict[str, str]:
         return {}
 
 
+# Thousands of small checks, each of which would wait for the slowest of several threads.
+@one_thread()
 def from_tensors(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,

@@ -16,6 +16,7 @@ from ...lycoris_algos import AdapterSet, NoMatchError, Unmatched
 from ...lycoris_algos.inspection import algorithm_lines, doubled_lines, unmatched_lines
 from ...lycoris_algos.model_files import ModelIndex, advice, doubts, overlap
 from ...lycoris_algos.network import Stack, StackEntry
+from ...lycoris_algos.ops.workers import one_thread
 from ...lycoris_algos.text import Brief, as_report, capped, listed, quoted
 from .embeddings import FileWords, fit_words, with_words
 from .keymap import Target, Targets, key_and_part, known_layers
@@ -60,6 +61,8 @@ class _FileMatch(Brief):
         return list(placed_in(self.match, is_text)), self.entry.multiplier(is_text)
 
 
+# Preparing a layer takes many small operations, each of which would wait for the slowest thread.
+@one_thread()
 def apply_stack(
     model: Any,
     clip: Any,

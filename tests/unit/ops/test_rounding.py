@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import pytest
 import torch
 
+from lycoris_algos.ops.dtypes import STORED_DTYPES
 from lycoris_algos.ops.rounding import (
     STOCHASTIC,
     Extremes,
+    count_broken,
     generator_for,
     nearest,
     overflow_threshold,
@@ -120,3 +123,15 @@ def test_extremes_see_every_block(bad: float, place: int) -> None:
     assert torch.equal(rounded.nan_to_num(nan=7.0), values.half().nan_to_num(nan=7.0))
     for seen in (extremes, others):
         assert not seen.largest < overflow_threshold(torch.float16)
+
+
+@pytest.mark.parametrize("dtype", STORED_DTYPES.values(), ids=str)
+@pytest.mark.parametrize("broken", [[], [math.nan], [math.inf, -math.inf], [-math.inf, math.nan, math.nan]])
+def test_broken_numbers_are_counted(dtype: torch.dtype, broken: list[float]) -> None:
+    values = torch.tensor([[1.0, -2.0, 0.0], [4.0, *([0.5] * 2)]])
+    values.view(-1)[: len(broken)] = torch.tensor(broken)
+    stored = values.to(dtype)
+    assert count_broken(stored) == int((~stored.float().isfinite()).sum())
+    if dtype != torch.float8_e4m3fn:  # which has no infinity
+        assert count_broken(stored) == len(broken)
+    assert count_broken(values[:0].to(dtype)) == 0
