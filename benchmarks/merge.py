@@ -31,6 +31,8 @@ from lab import models, paths
 from lab.neighbours import busy
 
 RANKS = {"LoRA": 16, "LoHa": 8, "LoKr": 16}
+#: Of a rotation, the size of its blocks.
+ROTATION = {"Diag-OFT": 16}
 FACTOR = 8
 
 
@@ -132,7 +134,7 @@ def make_adapter(algo: str, base: Path, path: Path, seed: int) -> int:
             prefix, path_of = ("lora_unet_", unet[1]) if unet else ("lora_te_", text[1])  # type: ignore[index]
             layers[prefix + path_of.replace(".", "_")] = info.shape
     tensors = {}
-    rank = RANKS[algo]
+    rank = (RANKS | ROTATION)[algo]
     for layer, (o, i, *kernel) in layers.items():
         columns, ones = i * math.prod(kernel), [1] * len(kernel)
         own = {
@@ -151,6 +153,7 @@ def make_adapter(algo: str, base: Path, path: Path, seed: int) -> int:
                 "lokr_w2_a": normal(o // FACTOR, rank),
                 "lokr_w2_b": normal(rank, columns // FACTOR),
             },
+            "Diag-OFT": lambda o=o: {"oft_blocks": normal(o // rank, rank, rank)},
         }[algo]()
         tensors |= {f"{layer}.{name}": value for name, value in own.items()}
         tensors[f"{layer}.alpha"] = torch.tensor(8.0)
