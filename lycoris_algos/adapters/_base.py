@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import ShapeMismatchError
 from ..structures import Structure
 from . import _registry
-from ._fitting import FitRequest, Fitted
+from ._fitting import FitRequest, Fitted, Price
 from ._stored import Stored
 from ._trained import PeftReading, PeftSettings, TrainingFacts
 
@@ -91,6 +91,14 @@ class Component(Stored):
     def fit(cls, request: FitRequest) -> Fitted:
         """The nearest to a given change that this form can hold; see ``FitRequest``."""
         raise TypeError(f"nothing is fitted to {cls.title}")
+
+    @classmethod
+    def prices(cls, request: FitRequest) -> list[Price]:
+        """The sizes that the change of ``request`` may be stored in as this, with what each keeps.
+
+        Empty for what is not worth its time on this change.
+        """
+        return []
 
     @classmethod
     def can_be_fitted(cls) -> bool:

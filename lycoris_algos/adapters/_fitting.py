@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..ops.ranks import RankRule
+from ..ops.lowrank import range_svd, sketchable
+from ..ops.ranks import RankKind, RankRule
 from ..structures import Structure
 from ..text import Brief
 
 if TYPE_CHECKING:
-    from ._base import Algorithm, Component
+    from ._base import Algorithm, Component, Magnitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,9 @@ class FitRequest(Brief):
     ``shape`` is that of the weight afterwards, None where nothing tells its kernel. ``rule`` says how many
     ranks; where it is a budget, its value is how many the budget has room for, each as large as the form's
     ``numbers_per_rank``. ``like`` is an algorithm whose sizes are to be kept, and ``factor`` LyCORIS' size
-    of a LoKr's first factor (−1 its default, 0 free).
+    of a LoKr's first factor (−1 its default, 0 free). ``tucker`` asks for Tucker kernels of convolutions.
+    ``weight`` is W as a matrix, for what is stored relative to it. ``sizes`` are those of a ``Price`` and
+    count in the place of the rule. ``most`` is how many ranks are priced, 0 for all.
     """
 
     change: Structure
@@ -31,6 +36,10 @@ class FitRequest(Brief):
     rule: RankRule
     like: Algorithm | None = None
     factor: int = 0
+    tucker: bool = False
+    weight: Tensor | None = None
+    sizes: tuple[int, ...] = ()
+    most: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -40,17 +49,68 @@ class FitRequest(Brief):
         assert columns is not None
         return rows, columns
 
+    @property
+    def kernel(self) -> int:
+        """How many positions the kernel of the weight has; 1 where nothing tells."""
+        return 1 if self.shape is None else math.prod(self.shape[2:])
+
+    def priced(self, price: Price) -> FitRequest:
+        """The same for the size that ``price`` names."""
+        ranks = price.sizes[-1] if price.sizes else 0
+        return replace(self, rule=RankRule(RankKind.FIXED, ranks), sizes=price.sizes)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The singular values of the change, the largest first: the first ``most`` at least."""
+        return leading_values(self.change, self.most)
+
+    @cached_property
+    def energy(self) -> float:
+        """The sum of the squares of the change."""
+        return self.change.norm() ** 2
+
+
+def leading_values(change: Structure, most: int) -> Tensor:
+    """The ``most`` largest singular values of ``change`` (0: all of them)."""
+    if most and not change.exact_rank:
+        matrix = change.delta()
+        if sketchable(matrix, most):
+            return range_svd(matrix, most)[1]
+    values = change.spectrum()
+    return values[:most] if most else values
+
 
 @dataclass(frozen=True, eq=False)
 class Fitted(Brief):
-    """What was fitted, its rank if any, and the energy that a LoRA of this size would keep (LoKr, LoHa)."""
+    """What was fitted, its rank if any, and the energy that a LoRA of this size would keep (LoKr, LoHa).
+
+    ``magnitude`` is stored beside it, where it is a DoRA.
+    """
 
     stored: Component
     rank: int | None = None
     lora_energy: float | None = None
+    magnitude: Magnitude | None = None
 
 
-def lora_energy(energies: Tensor, numbers: int, per_rank: int) -> float:
-    """The share of ``energies`` (squared singular values) that a LoRA of so many numbers keeps."""
-    total = float(energies.sum())
-    return float(energies[: numbers // per_rank].sum()) / total if total else 1.0
+@dataclass(frozen=True)
+class Price(Brief):
+    """A size in which a change can be stored: numbers that it takes, ΣD² of them that it keeps.
+
+    ``sizes`` tell ``fit`` which. What is kept may be a bound that the fit does not fall below.
+    """
+
+    numbers: int
+    kept: float
+    sizes: tuple[int, ...] = ()
+
+
+def lora_energy(request: FitRequest, numbers: int) -> float:
+    """The share of the energy that a LoRA of so many numbers keeps of the change of ``request``."""
+    ranks = numbers // sum(request.size)
+    if not request.energy:
+        return 1.0
+    if not ranks:
+        return 0.0
+    values = leading_values(request.change, ranks)
+    return min(1.0, float(values.double().square().sum()) / request.energy)

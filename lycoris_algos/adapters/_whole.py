@@ -14,7 +14,7 @@ from ..errors import ShapeMismatchError
 from ..ops.dtypes import added, common_dtype, times
 from ..structures import Dense
 from ._base import FLOAT, Base, Extra, Shape
-from ._fitting import FitRequest, Fitted
+from ._fitting import FitRequest, Fitted, Price
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -80,3 +80,9 @@ def fit_whole(cls: type[WholeChange], request: FitRequest) -> Fitted:
     """All of it, in the weight's shape, or flat where nothing tells its kernel."""
     shape = request.size if request.shape is None else tuple(request.shape)
     return Fitted(cls(request.change.delta().reshape(shape)))
+
+
+def price_whole(request: FitRequest) -> list[Price]:
+    """All of it, in its only size."""
+    rows, columns = request.size
+    return [Price(rows * columns, request.energy)]

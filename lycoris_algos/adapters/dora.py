@@ -22,12 +22,19 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
+from ..ops.directions import first_scales, fit_directions
 from ..ops.dtypes import common_dtype
-from ..structures import ColumnDecomposed, RowDecomposed, Structure
+from ..ops.lowrank import leading_svd
+from ..ops.ranks import ranked_svd
+from ..structures import ColumnDecomposed, Dense, RowDecomposed, Structure
 from ._base import Magnitude
+from ._fitting import FitRequest, Fitted, Price, leading_values
 from ._keys import KeySpec
 from ._stored import tensor
+from .lora import LoRA
 
+# The share of a change that has to be along the rows of W, for DoRA to be worth its time.
+_ALONG = 0.02
 _REFERENCE = "https://arxiv.org/abs/2402.09353"
 
 
@@ -65,6 +72,46 @@ class DoRA(Magnitude):
                 f"DoRA has {self.scale.numel()} magnitudes, but the weight {'×'.join(map(str, shape))} "
                 f"has {channels} {'input' if axis else 'output'} channels"
             )
+
+    @classmethod
+    def fit(cls, request: FitRequest) -> Fitted:
+        """A LoRA with magnitudes on the output axis, by alternation; the rule is about the LoRA's ranks.
+
+        It is stored relative to ``request.weight``, and its change depends on that.
+        """
+        weight, tuned = _both(request)
+        scales = first_scales(weight, tuned)
+        rank = ranked_svd(scales[:, None] * tuned - weight, request.rule)[1].numel()
+
+        def factorize(matrix: Tensor) -> tuple[Tensor, Tensor]:
+            u, s, vh = leading_svd(matrix, rank)
+            root = s.sqrt()
+            return u * root, vh * root[:, None]
+
+        up, down, magnitude = fit_directions(weight, tuned, factorize)
+        ones = (1,) * (1 if request.shape is None else len(request.shape) - 1)
+        return Fitted(LoRA.of(up, down, request.shape), rank, magnitude=cls(magnitude.reshape(-1, *ones)))
+
+    @classmethod
+    def prices(cls, request: FitRequest) -> list[Price]:
+        """Where some of the change is one of lengths: bounds, by the lengths that suit W alone."""
+        if request.weight is None:
+            return []
+        weight, tuned = _both(request)
+        along = (weight * (tuned - weight)).sum(1).square() / weight.square().sum(1).clamp_min(1e-30)
+        if float(along.sum()) < _ALONG * request.energy:
+            return []
+        rows, columns = request.size
+        scales = first_scales(weight, tuned)
+        rest = scales[:, None] * tuned - weight
+        back = float(scales.abs().clamp_min(1e-6).reciprocal().square().max())
+        lost = rest.double().square().sum() - leading_values(
+            Dense(rest), request.most
+        ).double().square().cumsum(0)
+        return [
+            Price(rank * (rows + columns) + rows, request.energy - back * max(0.0, float(own)), (rank,))
+            for rank, own in enumerate(lost.tolist(), 1)
+        ]
 
     def around(self, change: Structure) -> Structure:
         kind = ColumnDecomposed if self.over_rows else RowDecomposed
@@ -127,6 +174,14 @@ class MagnitudeVector(Magnitude):
 
     def to_peft(self) -> MagnitudeVector:
         return self if self.magnitudes.dim() == 1 else MagnitudeVector(self.magnitudes.reshape(-1))
+
+
+def _both(request: FitRequest) -> tuple[Tensor, Tensor]:
+    """(W, W + the change) as matrices, in the dtype of the change."""
+    assert request.weight is not None  # whoever asks for DoRA gives it
+    change = request.change.delta()
+    weight = request.weight.to(change).reshape(change.shape)
+    return weight, weight + change
 
 
 def _one_below_the_other(parts: Sequence[tuple[int, Tensor]], total: int) -> Tensor | None:

@@ -15,10 +15,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from ._base import Algorithm, Extra, scale
-from ._fitting import FitRequest, Fitted
+from ._fitting import FitRequest, Fitted, Price
 from ._keys import KeySpec
 from ._stored import tensor
-from ._whole import WholeChange, fit_whole
+from ._whole import WholeChange, fit_whole, price_whole
 from .lora import LoRA
 
 _REFERENCE = "https://github.com/KohakuBlueleaf/LyCORIS/blob/main/docs/Algo-Details.md"
@@ -41,6 +41,10 @@ class FullWeight(WholeChange):
     @classmethod
     def fit(cls, request: FitRequest) -> Fitted:
         return fit_whole(cls, request)
+
+    @classmethod
+    def prices(cls, request: FitRequest) -> list[Price]:
+        return price_whole(request)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,18 +19,23 @@ from torch import Tensor
 
 from ..ops.dtypes import solving, times
 from ..ops.hadamard import fit_hadamard
-from ..ops.lowrank import gram_spectrum
-from ..ops.ranks import RankKind, choose
+from ..ops.ranks import COUNTED, RankKind, RankRule, choose
 from ..ops.tucker import absorb_input
-from ..structures import Hadamard
+from ..structures import Dense, Hadamard
 from ._base import FLOAT, Algorithm, Base, Shape, scale
-from ._fitting import FitRequest, Fitted, lora_energy
+from ._fitting import FitRequest, Fitted, Price, lora_energy
 from ._keys import KeySpec
 from ._peft import folded, scaled_by_peft
 from ._range import filling_range
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
 from ._trained import PeftReading, PeftSettings, TrainingFacts
 from ._trainers import rank_stabilised
+
+# What tells whether a change is worth the time of a fit: one of this rank to so many rows and columns of it
+# has to lose less than this share of what a LoRA of its size loses.
+_PROBE, _CORNER, _WORTH = RankRule(RankKind.FIXED, 4), 128, 0.95
+# The largest rank that is priced.
+_PRICED = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,23 +127,51 @@ class LoHa(Algorithm):
         """
         matrix, rule = request.change.delta(), request.rule
         rows, columns = request.size
-        values = gram_spectrum(matrix)
-        energies = values.square()
-        counted = rule.kind in (RankKind.FIXED, RankKind.BUDGET)
-        rank = int(rule.value) if counted else max(1, choose(values, rule) // 2)
+        if rule.kind in COUNTED:
+            rank = int(rule.value)
+        else:
+            rank = max(1, choose(request.values, rule, (rows, columns)) // 2)
         most = rule.most or 2 * max(rows, columns)
         while True:
             rank = min(rank, rows, columns)
             fitted = cls(*fit_hadamard(matrix, rank), alpha=float(rank))
-            made = fitted.structure(request.size).delta()
-            lost = float((matrix - made).double().square().sum())
-            kept = 1 - lost / max(float(energies.sum()), 1e-300)
-            enough = rule.kind is not RankKind.ENERGY or kept >= rule.value
+            kept = cls._kept(fitted, request)
+            enough = rule.kind is not RankKind.ENERGY or kept >= rule.value * request.energy
             if enough or 4 * rank > most or 4 * rank * (rows + columns) > rows * columns:
                 break
             rank *= 2
         numbers = rank * cls.numbers_per_rank(rows, columns)
-        return Fitted(fitted, rank, lora_energy(energies, numbers, rows + columns))
+        return Fitted(fitted, rank, lora_energy(request, numbers))
+
+    @staticmethod
+    def _kept(fitted: LoHa, request: FitRequest) -> float:
+        """Of ΣD², what ``fitted`` keeps."""
+        made = fitted.structure(request.size).delta()
+        return request.energy - float((request.change.delta() - made).double().square().sum())
+
+    @classmethod
+    def prices(cls, request: FitRequest) -> list[Price]:
+        """Of a few ranks, and only where a corner of the change is nearer to a LoHa than to a LoRA.
+
+        Each price is a whole fit, the slowest of all; most changes are no elementwise product.
+        """
+        rows, columns = request.size
+        corner = FitRequest(Dense(request.change.delta()[:_CORNER, :_CORNER]), None, _PROBE)
+        probe = cls.fit(corner)
+        assert isinstance(probe.stored, LoHa)
+        assert probe.lora_energy is not None
+        lost = corner.energy - cls._kept(probe.stored, corner)
+        if corner.energy == 0.0 or lost > _WORTH * (1.0 - probe.lora_energy) * corner.energy:
+            return []
+        offers = []
+        rank = 2
+        while rank <= min(_PRICED, rows, columns) and 2 * rank * (rows + columns) < rows * columns:
+            fitted = cls.fit(replace(request, rule=RankRule(RankKind.FIXED, rank))).stored
+            assert isinstance(fitted, LoHa)
+            numbers = rank * cls.numbers_per_rank(rows, columns)
+            offers.append(Price(numbers, cls._kept(fitted, request), (rank,)))
+            rank *= 2
+        return offers
 
     # ---- trainers -------------------------------------------------------------------------------
 

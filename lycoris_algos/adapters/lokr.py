@@ -22,11 +22,11 @@ from ..errors import BadValueError
 from ..ops.dtypes import solving, times
 from ..ops.kronecker import nearest_kronecker
 from ..ops.lowrank import best_factors, gram_spectrum
-from ..ops.ranks import RankKind, choose
+from ..ops.ranks import COUNTED, RankKind, choose
 from ..ops.tucker import absorb_input
 from ..structures import Dense, Kronecker, LowRank
 from ._base import FLOAT, Algorithm, Base, Shape, scale
-from ._fitting import FitRequest, Fitted, lora_energy
+from ._fitting import FitRequest, Fitted, Price, leading_values, lora_energy
 from ._keys import KeySpec
 from ._peft import folded, scaled_by_peft
 from ._range import filling_range
@@ -232,33 +232,73 @@ class LoKr(Algorithm):
         """
         matrix, rule = request.change.delta(), request.rule
         rows, columns = request.size
-        inputs = request.shape[1] if request.shape is not None else columns
-        values = gram_spectrum(matrix)
-        energies = values.square()
-        ranks = int(rule.value) if rule.kind is RankKind.BUDGET else choose(values, rule)
-        allowed = ranks * (rows + columns)
-        first = request.like.first_shape if isinstance(request.like, LoKr) else None
-        if first is None and request.factor:
-            first = (_factorised(rows, request.factor), _factorised(inputs, request.factor))
+        if request.sizes:
+            *first_size, rank = request.sizes
+            w1, w2 = nearest_kronecker(matrix, *first_size)
+            return cls._fitted(cls.of(w1, w2, request.shape, rank or None), request)
+        first = cls._asked_size(request)
+        allowed = 0
+        if first is None or rule.kind is RankKind.BUDGET:
+            ranks = int(rule.value)
+            if rule.kind not in COUNTED:
+                ranks = choose(request.values, rule, request.size)
+            elif rule.kind is RankKind.FIXED:
+                ranks = min(ranks, rows, columns)
+            allowed = ranks * (rows + columns)
         best: tuple[float, LoKr] | None = None
-        for size in [first] if first is not None else _sizes(rows, inputs):
+        for size in [first] if first is not None else _sizes(*_split(request)):
             w1, w2 = nearest_kronecker(matrix, *size)
             s = gram_spectrum(w2)
             if first is None or rule.kind is RankKind.BUDGET:
                 rank = min(s.numel(), (allowed - w1.numel()) // sum(w2.shape))
                 rank = s.numel() if w2.numel() + w1.numel() <= allowed else max(0, rank)
             else:
-                rank = choose(s, rule)
+                rank = choose(s, rule, (w2.shape[0], w2.shape[1]))
             if rank < 1:
                 continue
             kept = float(w1.square().sum()) * float(s[:rank].square().sum())
             if best is None or kept > best[0]:
                 best = kept, cls.of(w1, w2, request.shape, rank)
         if best is None:  # not even w1 and one rank fit: the smallest there is
-            w1, w2 = nearest_kronecker(matrix, _factorised(rows, -1), _factorised(inputs, -1))
+            w1, w2 = nearest_kronecker(matrix, *(_factorised(size, -1) for size in _split(request)))
             best = 0.0, cls.of(w1, w2, request.shape, 1)
-        numbers = sum(value.numel() for _, value in best[1].tensors())
-        return Fitted(best[1], best[1].rank, lora_energy(energies, numbers, rows + columns))
+        return cls._fitted(best[1], request)
+
+    @classmethod
+    def _fitted(cls, lokr: LoKr, request: FitRequest) -> Fitted:
+        numbers = sum(value.numel() for _, value in lokr.tensors())
+        return Fitted(lokr, lokr.rank, lora_energy(request, numbers))
+
+    @classmethod
+    def _asked_size(cls, request: FitRequest) -> tuple[int, int] | None:
+        """(o1, i1) where the request tells it."""
+        if isinstance(request.like, LoKr):
+            return request.like.first_shape
+        rows, inputs = _split(request)
+        factor = request.factor
+        return (_factorised(rows, factor), _factorised(inputs, factor)) if factor else None
+
+    @classmethod
+    def prices(cls, request: FitRequest) -> list[Price]:
+        """Of every size of w1, w2 whole and with each rank that is smaller."""
+        matrix = request.change.delta()
+        asked = cls._asked_size(request)
+        offers = []
+        for size in [asked] if asked is not None else _sizes(*_split(request)):
+            if max(size) == 1:
+                continue  # w2 is the change itself
+            w1, w2 = nearest_kronecker(matrix, *size)
+            first = float(w1.double().square().sum())
+            offers.append(
+                Price(w1.numel() + w2.numel(), first * float(w2.double().square().sum()), (*size, 0))
+            )
+            kept = (leading_values(Dense(w2), request.most).double().square().cumsum(0) * first).tolist()
+            offers += [
+                Price(w1.numel() + rank * sum(w2.shape), energy, (*size, rank))
+                for rank, energy in enumerate(kept, 1)
+                if rank * sum(w2.shape) < w2.numel()
+            ]
+        return offers
 
     # ---- trainers -------------------------------------------------------------------------------
 
@@ -297,6 +337,12 @@ def _equal(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> b
         (a is None) == (b is None) and (a is None or b is None or torch.equal(a.float(), b.float()))
         for a, b in zip(first, second, strict=True)
     )
+
+
+def _split(request: FitRequest) -> tuple[int, int]:
+    """(outputs, inputs) of the weight, which w1 and w2 share."""
+    rows, columns = request.size
+    return rows, columns if request.shape is None else request.shape[1]
 
 
 def _sizes(rows: int, inputs: int) -> Iterator[tuple[int, int]]:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from ..errors import BadValueError, ShapeMismatchError
 from ..ops.dtypes import added, common_dtype, solving, times
-from ..ops.lowrank import best_factors, gram_svd, leading_svd, product_svd
-from ..ops.ranks import RankKind, RankRule, choose
-from ..ops.tucker import absorb_input
+from ..ops.lowrank import best_factors, product_svd
+from ..ops.ranks import COUNTED, RankKind, choose, ranked_svd
+from ..ops.tucker import absorb_input, fit_tucker, tucker_energy
 from ..structures import LowRank
 from ..text import quoted
 from ._base import FLOAT, Algorithm, Base, Shape, scale
-from ._fitting import FitRequest, Fitted
+from ._fitting import FitRequest, Fitted, Price
 from ._keys import KeySpec
 from ._peft import folded, scaled_by_peft
 from ._range import filling_range
@@ -33,8 +33,6 @@ from ._stored import number, require_equal, require_matrix, row_numel, tensor
 from ._trained import PeftReading, PeftSettings, TrainingFacts
 from ._trainers import rank_stabilised
 
-# Rules whose value is the number of ranks.
-_COUNTED = (RankKind.FIXED, RankKind.BUDGET)
 _DYLORA_BLOCK = 4  # LyCORIS' default block_size
 # PEFT takes these out of the base weight before it trains, so that what it stores begins at another weight.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -113,9 +111,41 @@ class LoRA(Algorithm):
 
     @classmethod
     def fit(cls, request: FitRequest) -> Fitted:
-        """By singular values; exact for the rule EXACT."""
+        """By singular values; exact for the rule EXACT. With a Tucker kernel where that is asked."""
+        kernel = request.kernel
+        if request.tucker and kernel > 1:
+            return cls._fit_tucker(request, kernel)
         up, down = _factors(request)
         return Fitted(cls.of(up, down, request.shape), down.shape[0])
+
+    @classmethod
+    def _fit_tucker(cls, request: FitRequest, kernel: int) -> Fitted:
+        """By higher-order orthogonal iteration; the rank is the one that the rule gives two factors."""
+        shape = request.shape
+        assert shape is not None
+        matrix = request.change.delta()
+        counted = request.rule.kind in COUNTED
+        rank = int(request.rule.value) if counted else ranked_svd(matrix, request.rule)[1].numel()
+        up, core, down = fit_tucker(matrix.reshape(shape[0], -1, kernel), rank)
+        ones = (1,) * len(shape[2:])
+        rank = core.shape[0]
+        mid = core.reshape(rank, rank, *shape[2:])
+        stored = cls(up.reshape(*up.shape, *ones), down.reshape(*down.shape, *ones), mid, float(rank))
+        return Fitted(stored, rank)
+
+    @classmethod
+    def prices(cls, request: FitRequest) -> list[Price]:
+        rows, columns = request.size
+        kernel = request.kernel
+        if request.tucker and kernel > 1:
+            inputs = columns // kernel
+            kept = tucker_energy(request.change.delta().reshape(rows, inputs, kernel))
+            ranks = range(1, len(kept) + 1)
+            numbers = [rank * (rows + inputs + rank * kernel) for rank in ranks]
+        else:
+            kept = request.values.double().square().cumsum(0).tolist()
+            numbers = [rank * (rows + columns) for rank in range(1, len(kept) + 1)]
+        return [Price(n, k, (rank,)) for rank, (n, k) in enumerate(zip(numbers, kept, strict=True), 1)]
 
     def cut(self, rank: int, nested: str | None) -> LoRA:
         """The first ranks of a DyLoRA, else the best ones by singular value, at the same scale."""
@@ -190,20 +220,15 @@ def _factors(request: FitRequest) -> tuple[Tensor, Tensor]:
     if isinstance(change, LowRank):
         up, down = change.factors()
         exact = rule.kind is RankKind.EXACT and down.shape[0] <= min(change.size)
-        if exact or (rule.kind in _COUNTED and down.shape[0] <= rule.value):
+        if exact or (rule.kind in COUNTED and down.shape[0] <= rule.value):
             return up, down
         u, s, vh = product_svd(up, down)
+        rank = choose(s, rule, change.size)
     else:
-        u, s, vh = _decomposed(change.delta(), rule)
-    rank = choose(s, rule)
+        u, s, vh = ranked_svd(change.delta(), rule)
+        rank = s.numel()
     root = s[:rank].sqrt()
     return u[:, :rank] * root, vh[:rank] * root[:, None]
-
-
-def _decomposed(matrix: Tensor, rule: RankRule) -> tuple[Tensor, Tensor, Tensor]:
-    if rule.kind in _COUNTED:
-        return leading_svd(matrix, int(rule.value))
-    return gram_svd(matrix, min(matrix.shape))
 
 
 def _dylora(name: str, lora: LoRA, facts: TrainingFacts) -> tuple[LoRA, str] | None:

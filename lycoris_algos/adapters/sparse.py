@@ -12,6 +12,7 @@ takes W out again: those elements then become exactly what was extracted.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -71,6 +72,23 @@ class SparseWeight(_Elements):
     title: ClassVar[str] = "sparse residual"
     reference: ClassVar[str] = _REFERENCE
     keys: ClassVar[KeySpec] = KeySpec(required=("bias_indices", "bias_values", "bias_size"))
+
+    @classmethod
+    def largest(cls, residual: Tensor, sparsity: float) -> SparseWeight | None:
+        """The largest elements of ``residual`` (o, c), all but the share ``sparsity``; None if all are 0.
+
+        As ``extract_locon`` chooses them: those that are no smaller than that quantile.
+        """
+        sizes = residual.abs().flatten()
+        kept = max(1, sizes.numel() - math.ceil(sparsity * (sizes.numel() - 1)))
+        bound = float(sizes.topk(min(kept, sizes.numel())).values[-1])
+        row, column = ((residual.abs() >= bound) & (residual != 0)).nonzero(as_tuple=True)
+        if not row.numel():
+            return None
+        positions = torch.stack((row, column))
+        size = torch.tensor(residual.shape)
+        kind = torch.int16 if max(residual.shape) < _INT16 // 2 else torch.int32
+        return cls(positions.to(kind), residual[row, column], size.to(kind))
 
     def multiplied(self, factor: float) -> SparseWeight:
         return replace(self, values=times(self.values, factor))

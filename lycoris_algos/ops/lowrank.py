@@ -52,8 +52,7 @@ def product_inner(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -
 
 def gram_spectrum(matrix: Tensor) -> Tensor:
     """All singular values (k,) of ``matrix``, the largest first, in float64, to 1e-8 of the largest."""
-    thin = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.T.double()
-    squares: Tensor = torch.linalg.eigvalsh(thin @ thin.T)
+    squares: Tensor = torch.linalg.eigvalsh(_gram(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T))
     return squares.flip(0).clamp_min(0).sqrt()
 
 
@@ -62,43 +61,61 @@ def gram_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     if matrix.shape[0] > matrix.shape[1]:
         v, s, uh = gram_svd(matrix.T, rank)
         return uh.T, s, v.T
-    wide = matrix.double()
-    _, vectors = torch.linalg.eigh(wide @ wide.T)
+    _, vectors = torch.linalg.eigh(_gram(matrix))
     u = vectors.flip(1)[:, :rank]
-    projected = u.T @ wide
+    projected = u.T @ matrix.double()
     # Lengths measured on the matrix itself, not as roots of eigenvalues, which lose half of the digits.
     s = torch.linalg.vector_norm(projected, dim=1)
     vh = projected / s.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
     return u.to(matrix.dtype), s.to(matrix.dtype), vh.to(matrix.dtype)
 
 
-_OVERSAMPLE, _POWER = 16, 3
+# Columns that are widened to float64 at a time: a copy of a large weight would be twice its size.
+_COLUMNS = 4096
+
+
+def _gram(wide: Tensor) -> Tensor:
+    """wide·wideᵀ in float64."""
+    total = torch.zeros((wide.shape[0], wide.shape[0]), dtype=torch.float64, device=wide.device)
+    for start in range(0, wide.shape[1], _COLUMNS):
+        exact = wide[:, start : start + _COLUMNS].double()
+        total.addmm_(exact, exact.T)
+    return total
+
+
+_OVERSAMPLE, _POWERS = 16, 2
 
 
 def range_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``rank`` leading (U, S, Vh) of ``matrix`` through a random sketch of rank + 16 columns.
+    """The ``rank`` leading (U, S, Vh) of ``matrix`` through a random sketch.
 
-    Halko, Martinsson and Tropp (arXiv 0909.4061) with three power iterations: the error stays below 1.01
-    times that of the best approximation (tested on flat and on steep spectra). The sketch comes from a CPU
-    generator, so it is the same everywhere.
+    Block Krylov of Musco and Musco (arXiv 1504.05477): the range is sought in a sketch of rank + 16 columns
+    and its first two powers together. The error stays below 1.01 times that of the best approximation, at
+    ranks up to 32 below 1.005 times (tested on flat and on steep spectra). S is never above the true values.
+    The sketch comes from a CPU generator, so it is the same everywhere.
     """
     seeded = torch.Generator().manual_seed(0)
     width = min(rank + _OVERSAMPLE, *matrix.shape)
     sketch = torch.randn((matrix.shape[1], width), generator=seeded).to(matrix)
-    basis = torch.linalg.qr(matrix @ sketch)[0]
-    for _ in range(_POWER):
-        basis = torch.linalg.qr(matrix.T @ basis)[0]
-        basis = torch.linalg.qr(matrix @ basis)[0]
-    u, s, vh = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return (basis @ u)[:, :rank], s[:rank], vh[:rank]
+    blocks = [torch.linalg.qr(matrix @ sketch)[0]]
+    for _ in range(_POWERS):
+        blocks.append(torch.linalg.qr(matrix @ (matrix.T @ blocks[-1]))[0])
+    basis = torch.linalg.qr(torch.cat(blocks, dim=1))[0]
+    u, s, vh = gram_svd(basis.T @ matrix, rank)
+    return basis @ u, s, vh
 
 
 def leading_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``rank`` leading (U, S, Vh) of a dense ``matrix``, the fastest way that its size allows."""
-    smaller = min(matrix.shape)
-    if smaller >= _SKETCH_FROM and rank + _OVERSAMPLE <= smaller // 8:
+    if sketchable(matrix, rank):
         return range_svd(matrix, rank)
-    return gram_svd(matrix, min(rank, smaller))
+    return gram_svd(matrix, min(rank, *matrix.shape))
+
+
+def sketchable(matrix: Tensor, rank: int) -> bool:
+    """Whether a sketch for ``rank`` is cheaper than the Gram matrix."""
+    smaller = min(matrix.shape)
+    return smaller >= _SKETCH_FROM and rank + _OVERSAMPLE <= smaller // 6
 
 
 # Below this size a Gram matrix is so small that sketching gains nothing.

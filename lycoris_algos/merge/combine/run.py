@@ -8,17 +8,28 @@ again on the CPU, and the result says so.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..._types import Cancel, Progress
 from ...adapters import Algorithm, Component, Extra, FitRequest, Fitted, LayerAdapter, fittable, whole_change
-from ...deltas import Demand, allocate, change_of, difference, factors_of, gram, weighted_sum
-from ...errors import BadValueError, CancelledError, LycorisError
+from ...deltas import (
+    Layerwise,
+    Offer,
+    Outcome,
+    allocate,
+    change_of,
+    computing_device,
+    difference,
+    factors_of,
+    gram,
+    offers_of_ranks,
+    weighted_sum,
+)
+from ...errors import BadValueError
 from ...formats import dialect_of
 from ...network import AdapterSet, Unmatched
 from ...network.convert import formed, stored
@@ -32,10 +43,8 @@ from .methods import Kind
 from .options import AUTO, FULL, SAME
 from .plan import CombinePlan, ParameterPlan, Route, lone_coefficient, weights_for
 from .recipe import combined_metadata
-from .report import Combined, Outcome
+from .report import Combined, form_of
 
-_T = TypeVar("_T")
-_OutOfMemory: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 # Bytes of one tensor's entry in a file's header, besides its name.
 _ENTRY = 90
 
@@ -53,14 +62,13 @@ def run_combine(
     Raises CancelledError between layers when ``cancel`` says so, BadValueError for a budget that is too
     small, and what adapters raise, naming the layer.
     """
-    # Apple's GPUs have no float64, which the small decompositions need.
-    chosen = torch.device("cpu" if torch.device(device).type == "mps" else device)
+    chosen = computing_device(device)
     layers: dict[str, LayerAdapter] = {}
     outcomes: list[Outcome] = []
     with Workers(chosen) as workers:
-        run = _Run(plan, chosen, workers, progress, cancel)
+        run = _Run(plan, Layerwise(chosen, workers, plan.steps, progress, cancel))
         ranks = run.budget() if plan.options.rank.kind is RankKind.BUDGET else {}
-        for parameter, (adapter, outcome) in run.results(
+        for parameter, (adapter, outcome) in run.layers.results(
             plan.parameters, lambda item: run.combine(item, ranks.get(item.name))
         ):
             outcomes.append(outcome)
@@ -114,47 +122,18 @@ def _adapter_set(plan: CombinePlan, layers: dict[str, LayerAdapter], name: str) 
 
 @dataclass
 class _Run(Brief):
-    """One run: where it computes, and how far it is."""
+    """One run through ``layers``."""
 
     plan: CombinePlan
-    device: torch.device
-    workers: Workers
-    progress: Progress | None
-    cancel: Cancel | None
-    done: int = 0
+    layers: Layerwise
     #: A loaded model need not be able to give several weights at a time.
     fetching: threading.Lock = field(default_factory=threading.Lock)
-
-    def results(
-        self, parameters: Sequence[ParameterPlan], work: Callable[[ParameterPlan], _T]
-    ) -> Iterator[tuple[ParameterPlan, _T]]:
-        """(parameter, ``work`` of it), in order. A GPU has memory for one at a time."""
-        ahead = range(2 * self.workers.count if self.device.type == "cpu" else 1)
-        for parameter, result in self.workers.results(lambda item, _: work(item), parameters, ahead):
-            if self.cancel is not None and self.cancel():
-                raise CancelledError("cancelled: nothing was combined")
-            if self.progress is not None:
-                self.progress(self.done, self.plan.steps, parameter.name)
-            self.done += 1
-            yield parameter, result
-
-    def _with_fallback(self, parameter: ParameterPlan, work: Callable[[torch.device], _T]) -> tuple[_T, bool]:
-        """``work`` on the run's device, or on the CPU where that has no room; and whether it came to that."""
-        try:
-            return work(self.device), False
-        except _OutOfMemory:
-            if self.device.type == "cpu":
-                raise
-        except LycorisError as error:
-            raise error.with_context(f"layer {quoted(parameter.name)}") from error
-        # Outside of the handler, so that the failed attempt's tensors are free.
-        return work(torch.device("cpu")), True
 
     # ---- one parameter --------------------------------------------------------------------------
 
     def combine(self, parameter: ParameterPlan, rank: int | None) -> tuple[LayerAdapter | None, Outcome]:
         """(the stored adapter or None, what became of it) of one weight or bias."""
-        (adapter, outcome), on_cpu = self._with_fallback(
+        (adapter, outcome), on_cpu = self.layers.with_fallback(
             parameter, lambda device: self._combine(parameter, rank, device)
         )
         return adapter, replace(outcome, on_cpu=on_cpu)
@@ -167,10 +146,17 @@ class _Run(Brief):
             return self._keep(parameter, dtype, device)
         change, fitted = self._change_and_fit(parameter, rank, device)
         if fitted is None:
-            return None, Outcome(parameter, None, 0, difference(change, None), None)
+            return None, Outcome(parameter.name, form_of(parameter), None, 0, difference(change, None))
         adapter = self._finished(parameter, fitted.stored, dtype)
         measured = difference(change, _structure(adapter, parameter, device))
-        return adapter, Outcome(parameter, fitted.rank, adapter.size_bytes, measured, fitted.lora_energy)
+        return adapter, Outcome(
+            parameter.name,
+            form_of(parameter),
+            fitted.rank,
+            adapter.size_bytes,
+            measured,
+            fitted.lora_energy,
+        )
 
     def _change_and_fit(
         self, parameter: ParameterPlan, rank: int | None, device: torch.device
@@ -200,7 +186,7 @@ class _Run(Brief):
         (own,) = parameter.contributions
         factor = lone_coefficient(own, self.plan.options, self.plan.sources)
         if factor == 0.0:
-            return None, Outcome(parameter, None, 0, None, None)
+            return None, Outcome(parameter.name, form_of(parameter), None, 0, None)
         kept = own.adapter if factor == 1.0 else own.adapter.cast(torch.float32).multiplied(factor)
         assert kept is not None  # the plan looked
         kept = self._stored(replace(kept, bias_extras=()), dtype)
@@ -209,7 +195,7 @@ class _Run(Brief):
         if not kept.needs_weight and parameter.size != (0, 0):
             wanted = Sum((_structure(own.adapter, parameter, device),), (factor,))
             measured = difference(wanted, _structure(kept, parameter, device))
-        return kept, Outcome(parameter, rank, kept.size_bytes, measured, None)
+        return kept, Outcome(parameter.name, form_of(parameter), rank, kept.size_bytes, measured)
 
     # ---- the combined change --------------------------------------------------------------------
 
@@ -284,9 +270,9 @@ class _Run(Brief):
 
     def budget(self) -> dict[str, int]:
         """How many ranks each parameter gets for the budget, by name."""
-        demands: dict[str, Demand] = {}
+        demands: dict[str, list[Offer]] = {}
         fixed = 1024
-        for parameter, values in self.results(self.plan.parameters, self._spectrum):
+        for parameter, values in self.layers.results(self.plan.parameters, self._spectrum):
             dtype = self.plan.options.dtype or _stored_dtype(parameter)
             overhead = 4 * (_ENTRY + len(parameter.layer) + 16)
             if values is None:
@@ -296,16 +282,23 @@ class _Run(Brief):
             times = numbers // sum(parameter.size)  # a rank of a LoHa costs two of a LoRA
             cost = numbers * dtype.itemsize
             most = self.plan.options.rank.of(parameter.shape).most or values.numel()
-            demands[parameter.name] = Demand(values[::times][: max(1, most // times)], cost, times * overhead)
-        return allocate(demands, int(self.plan.options.rank.value * 1e6), fixed)
+            own = values[::times][: max(1, most // times)]
+            demands[parameter.name] = offers_of_ranks(own, cost, times * overhead)
+        chosen = allocate(demands, int(self.plan.options.rank.value * 1e6), fixed)
+        return {name: _ranks(chosen.get(name)) for name in demands}
 
     def _spectrum(self, parameter: ParameterPlan) -> Tensor | None:
         """The singular values of a change that gets ranks; None of others."""
         if parameter.is_vector or parameter.route is Route.KEPT:
             return None
-        return self._with_fallback(
+        return self.layers.with_fallback(
             parameter, lambda device: self._change(parameter, device).spectrum().cpu()
         )[0]
+
+
+def _ranks(offer: Offer | None) -> int:
+    """How many ranks ``offer`` is for; 0 for none."""
+    return 0 if offer is None else int(str(offer.what))
 
 
 def _anything(change: LowRank | Dense) -> bool:

@@ -102,7 +102,7 @@ def test_a_budget_goes_where_the_energy_is() -> None:
     layers = {**strong, "lora_unet_block_1_to_q": weak["lora_unet_block_1_to_q"].multiplied(0.05)}
     own = AdapterSet(layers, name="uneven")  # type: ignore[arg-type]
     combined = combine([StackEntry(own)], rank=RankRule(RankKind.BUDGET, 0.004), dtype=torch.float16)
-    ranks = {outcome.parameter.layer: outcome.rank or 0 for outcome in combined.outcomes}
+    ranks = {outcome.name: outcome.rank or 0 for outcome in combined.outcomes}
     assert ranks[LAYER] > 3 * ranks["lora_unet_block_1_to_q"]
     with pytest.raises(BadValueError, match="too small"):
         combine([StackEntry(own)], rank=RankRule(RankKind.BUDGET, 0.0001))

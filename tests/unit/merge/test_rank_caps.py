@@ -35,7 +35,7 @@ def mixed() -> AdapterSet:
 
 def ranks(rule: RankRule, output: str = "same") -> dict[str, int | None]:
     result = combine([StackEntry(mixed())], rank=rule, output=output)
-    return {o.parameter.layer: o.rank for o in result.outcomes}
+    return {o.name: o.rank for o in result.outcomes}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lycoris_algos import BadValueError
-from lycoris_algos.ops.ranks import RankKind, RankRule, choose
+from lycoris_algos.ops.ranks import RankKind, RankRule, choose, ranked_svd
 
 spectra = st.lists(st.floats(0.01, 100), min_size=1, max_size=8).map(lambda v: sorted(v)[::-1])
 
@@ -93,6 +93,8 @@ def test_the_rule_for_one_weight(shape: tuple[int, ...] | None) -> None:
         (RankKind.SV_CUMULATIVE, (1, 0.5), (0, 1.01)),
         (RankKind.SV_RATIO, (1, 50), (0.99, 0)),
         (RankKind.BUDGET, (0.001, 500), (0, -1)),
+        (RankKind.THRESHOLD, (0, 0.1, 5), (-0.1,)),
+        (RankKind.NOISE_FLOOR, (0, 1), ()),
     ],
 )
 def test_numbers_that_a_rule_can_use(kind: RankKind, good: tuple[float, ...], bad: tuple[float, ...]) -> None:
@@ -101,3 +103,78 @@ def test_numbers_that_a_rule_can_use(kind: RankKind, good: tuple[float, ...], ba
     for value in bad:
         with pytest.raises(BadValueError, match="must"):
             RankRule(kind, value).check()
+
+
+# ---- rules of extraction --------------------------------------------------------------------------------
+
+
+def with_values(rows: int, columns: int, values: torch.Tensor) -> torch.Tensor:
+    u = torch.linalg.qr(torch.randn(rows, len(values), dtype=torch.float64))[0]
+    v = torch.linalg.qr(torch.randn(columns, len(values), dtype=torch.float64))[0]
+    return ((u * values.double()) @ v.T).float()
+
+
+@given(spectra, st.floats(0, 100))
+def test_a_threshold_is_what_is_above(spectrum: list[float], threshold: float) -> None:
+    values = torch.tensor(spectrum, dtype=torch.float64)
+    rule = RankRule(RankKind.THRESHOLD, threshold)
+    assert choose(values, rule) == max(1, sum(value > threshold for value in spectrum))
+
+
+@pytest.mark.parametrize("size", [(400, 400), (400, 200), (100, 400)], ids=str)
+@pytest.mark.parametrize("rank", [1, 5, 20])
+@pytest.mark.parametrize("noise", [1e-4, 0.02])
+def test_the_noise_floor_finds_the_rank_below_the_noise(
+    size: tuple[int, int], rank: int, noise: float
+) -> None:
+    planted = with_values(*size, torch.linspace(2.0, 1.0, rank))
+    matrix = planted + noise * torch.randn(size)
+    assert ranked_svd(matrix, RankRule(RankKind.NOISE_FLOOR))[1].numel() == rank
+
+
+def test_the_noise_floor_without_noise_keeps_what_is_there() -> None:
+    matrix = with_values(64, 48, torch.tensor([3.0, 2.0, 1.0]))
+    assert ranked_svd(matrix, RankRule(RankKind.NOISE_FLOOR))[1].numel() == 3
+
+
+def test_the_threshold_of_gavish_and_donoho() -> None:
+    """ω(1) = 2.858, ω(0.5) = 2.1711 (their table), times the median."""
+    values = torch.linspace(10, 0.1, 101, dtype=torch.float64)
+    for size, omega in (((101, 101), 2.858), ((101, 202), 2.1711)):
+        kept = choose(values, RankRule(RankKind.NOISE_FLOOR), size)
+        assert kept == max(1, int((values > omega * values.median()).sum()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (RankKind.ENERGY, 0.5),
+        (RankKind.ENERGY, 0.9),
+        (RankKind.ENERGY, 0.9999),
+        (RankKind.SV_FRO, 0.9),
+        (RankKind.SV_RATIO, 20),
+        (RankKind.SV_RATIO, 300),
+        (RankKind.THRESHOLD, 0.05),
+        (RankKind.THRESHOLD, 0.001),
+        (RankKind.SV_CUMULATIVE, 0.7),
+        (RankKind.FIXED, 12),
+    ],
+)
+@pytest.mark.parametrize("size", [(600, 700), (700, 600)], ids=str)
+def test_a_sketch_that_grows_tells_what_all_values_tell(
+    size: tuple[int, int], kind: RankKind, value: float
+) -> None:
+    values = torch.logspace(0, -4, 600)
+    matrix = with_values(*size, values)
+    rule = RankRule(kind, value)
+    wanted = choose(values, rule, size)
+    u, s, vh = ranked_svd(matrix, rule)
+    # Of an energy a sketch knows a little less than there is.
+    assert wanted <= s.numel() <= wanted + (kind in (RankKind.ENERGY, RankKind.SV_FRO))
+    lost = float((matrix - (u * s) @ vh).double().norm())
+    assert lost <= 1.01 * float(values.double()[wanted:].norm()) + 1e-5
+
+
+def test_a_cap_ends_the_growing() -> None:
+    matrix = with_values(600, 700, torch.logspace(0, -1, 600))
+    assert ranked_svd(matrix, RankRule(RankKind.ENERGY, 0.99, most=30))[1].numel() == 30
