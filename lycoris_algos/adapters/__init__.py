@@ -6,17 +6,19 @@ the registry's questions; the classes of the single algorithms are reached throu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
 
 from torch import Tensor
 
 from ._base import Algorithm, Base, Component, Extra, Magnitude
-from ._fitting import FitRequest, Fitted
+from ._fitting import FitRequest, Fits, Fitted, Price
 from ._layer import LayerAdapter, apply_
 from ._registry import algorithms, component, extras, known_suffixes, modifiers, suffixes_beside
 from ._rows import of_row_parts, row_part
 from ._trained import PeftReading, PeftSettings, TrainingFacts
+from .sparse import SparseWeight
 
 for _module in sorted(module.name for module in iter_modules(__path__)):
     if not _module.startswith("_"):
@@ -35,26 +37,53 @@ def whole_change(change: Tensor, parameter: str) -> LayerAdapter:
     return LayerAdapter(extras=(kind.from_tensors({next(iter(kind.keys.names)): change}),))
 
 
+def fitted_layer(fitted: Fitted, extra: Extra | None = None) -> LayerAdapter:
+    """An adapter of what was fitted, with ``extra`` beside it."""
+    more = () if extra is None else (extra,)
+    if isinstance(fitted.stored, Algorithm):
+        return LayerAdapter(algorithm=fitted.stored, extras=more, magnitude=fitted.magnitude)
+    assert isinstance(fitted.stored, Extra)
+    return LayerAdapter(extras=(fitted.stored, *more))
+
+
+def residual_elements(residual: Tensor, sparsity: float) -> Extra | None:
+    """The largest elements of ``residual`` (o, c), all but the share ``sparsity``; None if all are 0."""
+    return SparseWeight.largest(residual, sparsity)
+
+
+def joined(layer: LayerAdapter | None, adapter: LayerAdapter, parameter: str) -> LayerAdapter:
+    """``layer``, if there is one, with ``adapter`` as that of its "weight" or its "bias"."""
+    known = layer or LayerAdapter()
+    if parameter == "bias":
+        return replace(known, bias_extras=adapter.extras)
+    return replace(adapter, bias_extras=known.bias_extras)
+
+
 __all__ = [
     "Algorithm",
     "Base",
     "Component",
     "Extra",
     "FitRequest",
+    "Fits",
     "Fitted",
     "LayerAdapter",
     "Magnitude",
     "PeftReading",
     "PeftSettings",
+    "Price",
     "TrainingFacts",
     "algorithms",
     "apply_",
     "component",
     "extras",
     "fittable",
+    "fitted_layer",
+    "joined",
     "known_suffixes",
     "modifiers",
     "of_row_parts",
+    "residual_elements",
     "row_part",
     "suffixes_beside",
     "whole_change",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -103,6 +103,16 @@ class Price(Brief):
     numbers: int
     kept: float
     sizes: tuple[int, ...] = ()
+
+
+class Fits(Protocol):
+    """A form in which a change can be stored."""
+
+    def fit(self, request: FitRequest) -> Fitted:
+        """The nearest to the change that this form can hold."""
+
+    def prices(self, request: FitRequest) -> list[Price]:
+        """The sizes that the change may be stored in, with what each keeps."""
 
 
 def lora_energy(request: FitRequest, numbers: int) -> float:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ..ops.dtypes import solving, times
 from ..ops.hadamard import fit_hadamard
+from ..ops.lowrank import gram_spectrum
 from ..ops.ranks import COUNTED, RankKind, RankRule, choose
 from ..ops.tucker import absorb_input
-from ..structures import Dense, Hadamard
+from ..structures import Hadamard
 from ._base import FLOAT, Algorithm, Base, Shape, scale
 from ._fitting import FitRequest, Fitted, Price, lora_energy
 from ._keys import KeySpec
@@ -33,7 +34,7 @@ from ._trainers import rank_stabilised
 
 # What tells whether a change is worth the time of a fit: one of this rank to so many rows and columns of it
 # has to lose less than this share of what a LoRA of its size loses.
-_PROBE, _CORNER, _WORTH = RankRule(RankKind.FIXED, 4), 128, 0.95
+_PROBE, _CORNER, _WORTH = 4, 96, 0.95
 # The largest rank that is priced.
 _PRICED = 16
 
@@ -156,12 +157,10 @@ class LoHa(Algorithm):
         Each price is a whole fit, the slowest of all; most changes are no elementwise product.
         """
         rows, columns = request.size
-        corner = FitRequest(Dense(request.change.delta()[:_CORNER, :_CORNER]), None, _PROBE)
-        probe = cls.fit(corner)
-        assert isinstance(probe.stored, LoHa)
-        assert probe.lora_energy is not None
-        lost = corner.energy - cls._kept(probe.stored, corner)
-        if corner.energy == 0.0 or lost > _WORTH * (1.0 - probe.lora_energy) * corner.energy:
+        corner = request.change.delta()[:_CORNER, :_CORNER]
+        a1, b1, a2, b2 = fit_hadamard(corner, _PROBE, starts=2)
+        left = gram_spectrum(corner)[2 * _PROBE :].square().sum()
+        if not float((corner - (a1 @ b1) * (a2 @ b2)).double().square().sum()) < _WORTH * float(left):
             return []
         offers = []
         rank = 2

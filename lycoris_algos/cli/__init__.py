@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from ..errors import LycorisError
 from ..text import bounded
-from . import combine, convert, merge
+from . import combine, convert, extract, merge
 
-COMMANDS = (merge, combine, convert)
+COMMANDS = (merge, combine, extract, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,9 +94,7 @@ def _hull(own: Sequence[Offer]) -> list[Offer]:
     """The offers on the upper concave hull from (0, 0) on, by size; those that keep nothing are left out."""
     hull: list[Offer] = []
     nothing = Offer(0, 0.0)
-    for offer in sorted(own, key=lambda offer: (offer.size, -offer.kept)):
-        if offer.kept <= (hull[-1].kept if hull else 0.0):
-            continue
+    for offer in _improving([offer for offer in own if offer.kept > 0.0]):
         while hull and _slope(hull[-1], offer) >= _slope(hull[-2] if len(hull) > 1 else nothing, hull[-1]):
             hull.pop()
         hull.append(offer)
@@ -109,13 +108,15 @@ def _slope(first: Offer, second: Offer) -> float:
 def _fill(offers: Mapping[str, Sequence[Offer]], chosen: dict[str, Offer], left: int) -> None:
     """Puts better offers in the place of those ``chosen`` as long as one fits into ``left`` bytes more."""
     nothing = Offer(0, 0.0)
+    ordered = {name: _improving(own) for name, own in offers.items()}
+    sizes = {name: [offer.size for offer in own] for name, own in ordered.items()}
+    energies = {name: [offer.kept for offer in own] for name, own in ordered.items()}
     while True:
         best: tuple[float, str, Offer] | None = None
-        for name, own in offers.items():
+        for name, own in ordered.items():
             now = chosen.get(name, nothing)
-            for offer in own:
-                if offer.size - now.size > left or offer.kept <= now.kept:
-                    continue
+            first = bisect_right(energies[name], now.kept)
+            for offer in own[first : bisect_right(sizes[name], now.size + left)]:
                 gain = (offer.kept - now.kept) / max(1, offer.size - now.size)
                 if best is None or gain > best[0]:
                     best = gain, name, offer
@@ -124,6 +125,15 @@ def _fill(offers: Mapping[str, Sequence[Offer]], chosen: dict[str, Offer], left:
         _, name, offer = best
         left -= offer.size - chosen.get(name, nothing).size
         chosen[name] = offer
+
+
+def _improving(own: Sequence[Offer]) -> list[Offer]:
+    """The offers that keep more than every smaller one, by size."""
+    better: list[Offer] = []
+    for offer in sorted(own, key=lambda offer: (offer.size, -offer.kept)):
+        if not better or offer.kept > better[-1].kept:
+            better.append(offer)
+    return better
 
 
 def kept_energy(chosen: Mapping[str, Offer]) -> float:

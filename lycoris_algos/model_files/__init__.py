@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from .base_file import BaseFile
 from .checkpoint import CheckpointIndex, index_checkpoint, index_header
-from .families import advice, doubts
+from .families import advice, doubts, family_title
 from .fingerprint import model_record
 from .index import Found, ModelIndex, Placement
 from .known import IndexedModel, KnownModel, WeightsInMemory
@@ -41,6 +41,7 @@ __all__ = [
     "advice",
     "doubts",
     "family_spot",
+    "family_title",
     "index_checkpoint",
     "index_header",
     "model_record",

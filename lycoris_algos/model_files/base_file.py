@@ -48,14 +48,23 @@ class BaseFile(IndexedModel[LayerIndex]):
 
     def read(self, half: LayerIndex, spot: Spot) -> Tensor:
         """See ``IndexedModel``. Raises LycorisError for a weight that is stored in a way that hides it."""
+        self.require_readable(spot)
         tensors = self._reader.header.tensors
-        refuse_weight(spot.key, tensors)
         stored = self._reader[spot.key]
         weight = stored.to(compute_dtype(stored.dtype))
         scale = scale_of(spot.key, tensors)
         if scale is not None:
             weight = weight * self._reader[scale].to(weight).reshape(())
         return seen(weight, spot)
+
+    def require_readable(self, spot: Spot) -> None:
+        refuse_weight(spot.key, self._reader.header.tensors)
+
+    def asides(self) -> Sequence[str]:
+        tensors = self._reader.header.tensors
+        if not any(key.startswith("model_ema.") for key in tensors):
+            return ()
+        return ("holds an averaged (EMA) copy of its weights as well, which is not looked at",)
 
     def record(self) -> Mapping[str, object]:
         return model_record(self._reader, self._reader.path.name)

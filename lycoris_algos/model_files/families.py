@@ -46,6 +46,16 @@ def doubts(adapters: AdapterSet, index: ModelIndex[LayerIndex], placed: int, tot
     return []
 
 
+def family_title(index: ModelIndex[LayerIndex]) -> str | None:
+    """What family the diffusion model is of, as far as its parameters tell; None if there is none."""
+    titles = _titles(index)
+    if titles or index.model is None:
+        return listed(titles) or None
+    if not index.model.names.look_up("input_blocks.0.0"):
+        return None
+    return "SDXL" if index.model.names.look_up("label_emb.0.0") else "Stable Diffusion 1 or 2"
+
+
 def _titles(index: ModelIndex[LayerIndex]) -> list[str]:
     """The families that the diffusion model is known to be of."""
     return [] if index.model is None else [family.title for family in families_of(_Parameters(index.model))]

@@ -87,6 +87,13 @@ class IndexedModel(KnownModel, Generic[L]):
     def read(self, half: L, spot: Spot) -> Tensor:
         """The numbers at ``spot`` as the layer was trained on them."""
 
+    def require_readable(self, spot: Spot) -> None:
+        """Raises LycorisError if ``spot`` is stored in a way that hides its numbers."""
+
+    def asides(self) -> Sequence[str]:
+        """What the model holds besides its weights that a user may take for them, each as "holds …"."""
+        return ()
+
     def shape(self, layer: str, what: str) -> Shape | None:
         place, spots = self._find(layer), self._spots(layer, what)
         if place is None or not spots or any(spot.function is not None for spot in spots):

@@ -247,6 +247,14 @@ class LayerIndex(Brief):
             self._named_in[dialect] = named
         return self._named_in[dialect]
 
+    def parameters(self) -> dict[str, Spot]:
+        """All that ComfyUI's module of this half has, by its path; biases of layers are not apart."""
+        return {
+            path: spot
+            for spot, path in self._paths.own.items()
+            if not path.endswith(".bias") or self.shape_of(spot.key.removesuffix("bias") + "weight") is None
+        }
+
     @cached_property
     def _paths(self) -> Paths:
         return self.find_paths()

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from ..._types import Cancel, Progress
-from ...adapters import Algorithm, Component, Extra, FitRequest, Fitted, LayerAdapter, fittable, whole_change
+from ...adapters import (
+    Component,
+    Extra,
+    FitRequest,
+    Fitted,
+    LayerAdapter,
+    fittable,
+    fitted_layer,
+    joined,
+    whole_change,
+)
 from ...deltas import (
     Layerwise,
     Offer,
@@ -73,8 +83,7 @@ def run_combine(
         ):
             outcomes.append(outcome)
             if adapter is not None:
-                known = layers.get(parameter.layer, LayerAdapter())
-                layers[parameter.layer] = _joined(known, adapter, parameter.what)
+                layers[parameter.layer] = joined(layers.get(parameter.layer), adapter, parameter.what)
     if progress is not None:
         progress(plan.steps, plan.steps, "combined")
     if not layers:
@@ -83,12 +92,6 @@ def run_combine(
         )
     adapters, note = _adapter_set(plan, layers, name)
     return Combined(adapters, tuple(outcomes), plan, note)
-
-
-def _joined(layer: LayerAdapter, adapter: LayerAdapter, what: str) -> LayerAdapter:
-    if what == "bias":
-        return replace(layer, bias_extras=adapter.extras)
-    return replace(adapter, bias_extras=layer.bias_extras)
 
 
 def _adapter_set(plan: CombinePlan, layers: dict[str, LayerAdapter], name: str) -> tuple[AdapterSet, str]:
@@ -169,7 +172,9 @@ class _Run(Brief):
     def _finished(self, parameter: ParameterPlan, stored: Component, dtype: torch.dtype) -> LayerAdapter:
         """On the CPU, in ``dtype``, in the vector's own class, and with the enlargement of its sources."""
         own = [c.adapter for c in parameter.contributions]
-        adapter = _as_vector(stored, own, parameter.what) if parameter.is_vector else _alone(stored)
+        adapter = fitted_layer(Fitted(stored))
+        if parameter.is_vector:
+            adapter = _as_vector(stored, own, parameter.what)
         return self._stored(replace(adapter, reshape=own[0].reshape), dtype, torch.device("cpu"))
 
     def _stored(
@@ -308,13 +313,6 @@ def _anything(change: LowRank | Dense) -> bool:
 def _structure(adapter: LayerAdapter, parameter: ParameterPlan, device: torch.device) -> Structure:
     """The change of ``adapter``, which does not depend on W, without its enlargement, ready in float32."""
     return replace(adapter, reshape=None).structure(parameter.stored_shape).ready(device, torch.float32)
-
-
-def _alone(stored: Component) -> LayerAdapter:
-    if isinstance(stored, Algorithm):
-        return LayerAdapter(algorithm=stored)
-    assert isinstance(stored, Extra)
-    return LayerAdapter(extras=(stored,))
 
 
 def _as_vector(stored: Component, own: Sequence[LayerAdapter], what: str) -> LayerAdapter:
