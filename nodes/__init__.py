@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, combine, load, merge, save, stack
+from . import apply, combine, extract, load, merge, save, stack
 from .host.paths import register_folder
 
 NODES: list[type[io.ComfyNode]] = [
@@ -14,6 +14,7 @@ NODES: list[type[io.ComfyNode]] = [
     *combine.NODES,
     *save.NODES,
     *merge.NODES,
+    *extract.NODES,
 ]
 
 register_folder()

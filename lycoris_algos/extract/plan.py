@@ -132,7 +132,7 @@ def plan_extract(
     left_out: list[Unmatched] = []
     used: set[str] = set()
     for pair in pairs:
-        reason = pair.problem or _unwanted(pair, options)
+        reason = pair.problem or _unusable(pair, base, tuned) or _unwanted(pair, options)
         layer = pair.layer(spoken)
         if not reason and layer in used:
             reason = "another layer has the same name in this spelling"
@@ -219,6 +219,12 @@ def _pairs(base: IndexedModel[LayerIndex], tuned: IndexedModel[LayerIndex], is_t
     mine, theirs = first.parameters(), second.parameters()
     for path in dict.fromkeys((*mine, *theirs)):
         yield _Pair(path, (first, second), mine.get(path), theirs.get(path))
+
+
+def _unusable(pair: _Pair, base: IndexedModel[LayerIndex], tuned: IndexedModel[LayerIndex]) -> str:
+    assert pair.base is not None
+    assert pair.tuned is not None
+    return base.unusable(pair.base) or tuned.unusable(pair.tuned)
 
 
 def _unwanted(pair: _Pair, options: ExtractOptions) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from ..errors import LycorisError
@@ -19,6 +20,9 @@ from .known import IndexedModel
 from .layers import LayerIndex
 from .places import Spot, seen
 from .storage import refuse_weight, scale_of
+
+# What positions and counters are stored as; quantised weights are of 8 bits.
+_COUNTS = (torch.bool, torch.int16, torch.int32, torch.int64)
 
 
 class BaseFile(IndexedModel[LayerIndex]):
@@ -59,6 +63,9 @@ class BaseFile(IndexedModel[LayerIndex]):
 
     def require_readable(self, spot: Spot) -> None:
         refuse_weight(spot.key, self._reader.header.tensors)
+
+    def unusable(self, spot: Spot) -> str:
+        return "whole numbers" if self._reader.header.tensors[spot.key].dtype in _COUNTS else ""
 
     def asides(self) -> Sequence[str]:
         tensors = self._reader.header.tensors

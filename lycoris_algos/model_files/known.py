@@ -90,6 +90,10 @@ class IndexedModel(KnownModel, Generic[L]):
     def require_readable(self, spot: Spot) -> None:
         """Raises LycorisError if ``spot`` is stored in a way that hides its numbers."""
 
+    def unusable(self, spot: Spot) -> str:
+        """Why ``spot`` is no weight although it has a name, in words, or ""."""
+        return ""
+
     def asides(self) -> Sequence[str]:
         """What the model holds besides its weights that a user may take for them, each as "holds …"."""
         return ()

@@ -16,7 +16,7 @@ import comfy.model_management
 import comfy.utils
 from comfy.model_patcher import get_key_weight
 
-from ...lycoris_algos import LayerAdapter
+from ...lycoris_algos import LayerAdapter, LycorisError
 from ...lycoris_algos.formats import model_paths
 from ...lycoris_algos.model_files import (
     LayerIndex,
@@ -64,11 +64,32 @@ class Targets(LayerIndex):
 
     def base_weight(self, spot: Spot) -> Any:
         """The unpatched weight at ``spot`` as the layer was trained, in float32, where ComfyUI computes."""
-        weight = _unpatched(self.patcher, spot.key)
+        return self._seen(self._loaded(spot.key), spot)
+
+    def patched_weight(self, spot: Spot) -> Any:
+        """The same with every patch that the patcher holds, and those of its hooks that are always on.
+
+        Raises LycorisError where they make a weight of another size.
+        """
+        weight = self._loaded(spot.key)
+        held = list(self.patcher.patches.get(spot.key, ()))
+        if self.patcher.forced_hooks is not None:
+            held += self.patcher.get_combined_hook_patches(self.patcher.forced_hooks).get(spot.key, ())
+        shape = weight.shape
+        weight = comfy.lora.calculate_weight(held, weight, spot.key, intermediate_dtype=weight.dtype)
+        if weight.shape != shape:
+            raise LycorisError("a patch of the model enlarges this weight, so it cannot be compared")
+        return self._seen(weight, spot)
+
+    def _loaded(self, key: str) -> Any:
+        """A copy of the parameter ``key`` as it was loaded, in float32."""
         device = comfy.model_management.get_torch_device()
-        weight = weight.to(device, copy=True)
-        _, _, convert = get_key_weight(self.patcher.model, spot.key)
-        weight = (weight if convert is None else convert(weight, inplace=True)).float()
+        weight = _unpatched(self.patcher, key).to(device, copy=True)
+        _, _, convert = get_key_weight(self.patcher.model, key)
+        return (weight if convert is None else convert(weight, inplace=True)).float()
+
+    @staticmethod
+    def _seen(weight: Any, spot: Spot) -> Any:
         if spot.part is not None:
             weight = weight.narrow(*spot.part)
         return comfy.utils.swap_scale_shift(weight) if spot.swapped else weight

@@ -53,7 +53,7 @@ def test_the_plain_workflow_has_the_models_straight_from_the_loader(name: str) -
     assert not workflows.ours(plain)
     assert not [node for node in plain.values() if node["class_type"] == "PreviewAny"]
     sampler = next(node for node in plain.values() if node["class_type"] == "KSampler")
-    prompts = [node for node in plain.values() if node["class_type"] == "CLIPTextEncode"]
+    prompts = [plain[sampler["inputs"][side][0]] for side in ("positive", "negative")]
     assert sampler["inputs"]["model"] == ["1", 0]
     assert [node["inputs"]["clip"] for node in prompts] == [["1", 1], ["1", 1]]
 

@@ -38,6 +38,7 @@ VERSION = "1"
 
 FILES: dict[str, tuple[str, ...]] = {
     "tiny_sd15": ("checkpoints/tiny_sd15.safetensors",),
+    "tuned_sd15": ("checkpoints/tuned_sd15.safetensors",),
     "full_sd15": ("checkpoints/full_sd15.safetensors",),
     "tiny_sd3": ("diffusion_models/tiny_sd3.safetensors",),
     "tiny_wan": ("diffusion_models/tiny_wan.safetensors",),
@@ -48,8 +49,8 @@ FILES: dict[str, tuple[str, ...]] = {
 }
 """Model name -> its files below the models folder."""
 
-FOR_DEMO = ("tiny_sd15",)
-FOR_TESTS = ("tiny_sd15", "tiny_sd3", "tiny_wan", "tiny_hyvid", "clip_l", "taesd", "taesd3")
+FOR_DEMO = ("tiny_sd15", "tuned_sd15")
+FOR_TESTS = ("tiny_sd15", "tuned_sd15", "tiny_sd3", "tiny_wan", "tiny_hyvid", "clip_l", "taesd", "taesd3")
 
 
 def missing(names: Iterable[str]) -> list[str]:
@@ -257,6 +258,23 @@ def _sd15(*, full: bool) -> dict[str, Tensors]:
     return {f"{'full' if full else 'tiny'}_sd15.safetensors": _half(tensors)}
 
 
+def _tuned_sd15() -> dict[str, Tensors]:
+    """The tiny checkpoint as a fine-tune leaves it: changes of rank 4 in attention and in convolutions."""
+    import torch
+
+    (tensors,) = _sd15(full=False).values()
+    for key, tensor in tensors.items():
+        changed = "attn" in key or "in_layers.2" in key or "self_attn" in key
+        if not changed or not key.endswith("weight") or tensor.ndim < 2:
+            continue
+        rows, columns = tensor.shape[0], tensor[0].numel()
+        up = torch.randn((rows, 4), generator=_generator(key, 7))
+        down = torch.randn((4, columns), generator=_generator(key, 8))
+        size = float(tensor.float().norm()) / float((up @ down).norm())
+        tensors[key] = (tensor.float() + 0.4 * size * (up @ down).reshape(tensor.shape)).half()
+    return {"tuned_sd15.safetensors": tensors}
+
+
 def _sd3() -> dict[str, Tensors]:
     """MMDiT of depth 2, whose query, key and value are one weight that adapters address by slices."""
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
@@ -348,6 +366,7 @@ def _taesd(name: str, latent_channels: int) -> dict[str, Tensors]:
 
 RECIPES: dict[str, Callable[[], dict[str, Tensors]]] = {
     "tiny_sd15": lambda: _sd15(full=False),
+    "tuned_sd15": _tuned_sd15,
     "full_sd15": lambda: _sd15(full=True),
     "tiny_sd3": _sd3,
     "tiny_wan": _wan,

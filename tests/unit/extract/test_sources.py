@@ -118,6 +118,16 @@ def test_a_layer_that_holds_no_numbers_is_named_and_left_out(
         extract(base, write(tmp_path, "alone", alone), algorithm=algorithm)
 
 
+def test_positions_and_counters_are_no_weights(tmp_path: Path) -> None:
+    key = f"{UNET}positions"
+    own = {**unet(), key: torch.arange(8)[None]}
+    base = write(tmp_path, "base", own)
+    tuned = write(tmp_path, "tuned", {**changed(own, change()), key: torch.arange(1, 9)[None]})
+    got = extract(base, tuned, **TWO)
+    assert set(got.adapters) == {NAME}
+    assert "1× whole numbers: 'positions'" in got.report()
+
+
 def test_another_family_is_named(base: Path, tmp_path: Path) -> None:
     whole = {key: shape for key, shape in sd15().items() if key.startswith(UNET)}
     one, other = write(tmp_path, "sd", drawn(whole)), write(tmp_path, "flux", drawn(flux()))
