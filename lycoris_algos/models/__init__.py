@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from . import diffusion_transformers, flux, hunyuan_video, ltx, lumina, stable_diffusion, wan
 from ._base import Family, FusedRows, Located, Rule, layer_of
 from ._fused import split_names
+from .blocks import KINDS, Role, parts_of, role_in, role_of, text_role
 
 #: A file that bears the signs of several is for the first that bears most.
 FAMILIES: tuple[Family, ...] = (
@@ -65,7 +66,13 @@ def diffusers_names_in(shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[st
 
 
 def identify(layers: Iterable[str], metadata: Mapping[str, str] | None = None) -> str | None:
-    """The title of the family that a file was made for, by its layers' names and metadata; None if unclear.
+    """The title of ``family_of_file``; None if that is unclear."""
+    family = family_of_file(layers, metadata)
+    return None if family is None else family.title
+
+
+def family_of_file(layers: Iterable[str], metadata: Mapping[str, str] | None = None) -> Family | None:
+    """The family that a file was made for, by its layers' names and metadata; None if unclear.
 
     What the layers are called is believed before what the metadata says.
     """
@@ -77,13 +84,13 @@ def identify(layers: Iterable[str], metadata: Mapping[str, str] | None = None) -
     best = max(FAMILIES, key=lambda family: counts[family.name])
     labelled = _labelled(metadata or {})
     if not counts[best.name]:
-        return labelled.title if labelled is not None else None
+        return labelled
     for family in FAMILIES:
         if _WITHIN.get(family.name) == best.name and counts[family.name]:
-            return family.title
+            return family
     if labelled is not None and _WITHIN.get(labelled.name) == best.name:
-        return labelled.title
-    return best.title
+        return labelled
+    return best
 
 
 def _labelled(metadata: Mapping[str, str]) -> Family | None:
@@ -97,14 +104,21 @@ def _labelled(metadata: Mapping[str, str]) -> Family | None:
 
 __all__ = [
     "FAMILIES",
+    "KINDS",
     "Family",
     "FusedRows",
     "Located",
+    "Role",
     "Rule",
     "diffusers_names_in",
     "families_of",
+    "family_of_file",
     "identify",
     "layer_of",
     "names_in",
+    "parts_of",
+    "role_in",
+    "role_of",
     "split_names",
+    "text_role",
 ]

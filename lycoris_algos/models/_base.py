@@ -14,7 +14,8 @@ Number = int | Fraction
 
 #: The first index in a path, which counts blocks.
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
-_BLOCK = "{}"
+#: What stands for that number in the names of rules.
+BLOCK = "{}"
 # The weight of a norm where it is called that way, dotted or flattened.
 _NORM_SCALE = re.compile(r"(.*norms?(?:[._]\d+)?)[._](?:scale|weight)", re.DOTALL)
 
@@ -130,12 +131,12 @@ class Family(Brief):
             match = _INDEX.search(path)
             forms = {path: ""}
             if match:
-                forms[f"{path[: match.start()]}{_BLOCK}{path[match.end() :]}"] = match.group()
+                forms[f"{path[: match.start()]}{BLOCK}{path[match.end() :]}"] = match.group()
             for form, block in forms.items():
                 for rule in by_native.get(form, ()):
                     located = _locate(rule, key, shape)
                     if located is not None:
-                        yield rule, rule.name.replace(_BLOCK, block), located
+                        yield rule, rule.name.replace(BLOCK, block), located
 
 
 def _locate(rule: Rule, key: str, shape: Sequence[int]) -> Located | None:

@@ -120,6 +120,7 @@ FLUX = Family(
         r"double_blocks_\d+_(img|txt)_(attn|mlp|mod)",
         r"single_blocks_\d+_(linear|modulation)",
         r"single_transformer_blocks_\d+_(attn_to_|proj_|norm_linear)",
+        r"(double|single)_blocks_\d+_processor_(qkv|proj)_lora",
     ),
     labels=("flux-1", "flux1", "flux.1"),
 )

@@ -9,6 +9,7 @@ _ATTENTION = r"transformer_blocks_\d+_(attn[12]|ff)_"
 SDXL = Family(
     name="sdxl",
     title="SDXL",
+    marks=("input_blocks.0.0.weight", "label_emb.0.0.weight"),
     signs=(
         r"(input_blocks_\d+|output_blocks_\d+|middle_block)_1_transformer_blocks_[1-9]\d*_",
         r"(down_blocks|up_blocks)_\d+_attentions_\d+_transformer_blocks_[1-9]\d*_",
@@ -20,6 +21,7 @@ SDXL = Family(
 SD15 = Family(
     name="sd15",
     title="Stable Diffusion 1 or 2",
+    marks=("input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"),
     signs=(
         rf"(down_blocks|up_blocks)_\d+_attentions_\d+_{_ATTENTION}",
         rf"mid_block_attentions_0_{_ATTENTION}",
@@ -32,6 +34,7 @@ SD15 = Family(
 CASCADE = Family(
     name="cascade",
     title="Stable Cascade",
+    marks=("down_blocks.0.0.depthwise.weight", "up_blocks.0.0.depthwise.weight"),
     signs=(r"(down_blocks|up_blocks)_\d+_\d+_(attention_attn|channelwise|mapper|depthwise)",),
     labels=("stable-cascade",),
 )

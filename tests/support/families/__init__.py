@@ -19,7 +19,19 @@ from ._newer import NEWER
 
 SUBJECTS: tuple[Subject, ...] = (*OLDER, *NEWER)
 
-__all__ = ["SUBJECTS", "File", "Layer", "Outcome", "Subject", "forget", "load", "outcome", "shapes_of"]
+__all__ = [
+    "SUBJECTS",
+    "File",
+    "Layer",
+    "Outcome",
+    "Shapes",
+    "Subject",
+    "forget",
+    "key_of",
+    "load",
+    "outcome",
+    "shapes_of",
+]
 
 
 @dataclass(frozen=True)
