@@ -46,6 +46,8 @@ class Role(Brief):
 
 
 UNKNOWN = Role(OTHER, None, "other")
+# Longer than any path of a layer. Other names are not searched: that could take the square of their length.
+_LONGEST = 200
 
 #: {group: the names of its lists of blocks, each followed by the number of a block}.
 _STACKS = {
@@ -175,7 +177,7 @@ def role_of(path: str) -> Role:
     The path may be dotted or flattened.
     """
     flat = _flat(path)
-    group, index = _block(flat)
+    group, index = _block(flat) if len(flat) <= _LONGEST else (OTHER, None)
     if group == OTHER:
         return UNKNOWN
     kind = _kind(flat)

@@ -91,3 +91,9 @@ def test_the_unets_of_stable_diffusion_are_told_apart() -> None:
     attention = "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
     assert [family.name for family in families_of({first, attention})] == ["sd15"]
     assert [family.name for family in families_of({first, "label_emb.0.0.weight"})] == ["sdxl"]
+
+
+def test_a_name_longer_than_any_path_is_not_searched() -> None:
+    start = "blocks.0.self_attn.q"
+    assert role_of(start).block == "blocks.0"
+    assert role_of(start + "_attn" * 200_000).block == "other"
