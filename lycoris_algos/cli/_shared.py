@@ -1,9 +1,10 @@
-"""What commands share: dtypes by name, files with strengths, progress on stderr."""
+"""The vocabulary that commands share: options that mean the same in all of them, and progress on stderr."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,51 @@ from ..ops.dtypes import STORED_DTYPES
 from ..text import quoted, single_line
 
 DTYPES: dict[str, torch.dtype] = {name.replace(" ", "-"): dtype for name, dtype in STORED_DTYPES.items()}
+#: Columns of texts that argparse does not wrap.
+WIDTH = 79
+
+
+def wrapped(text: str) -> str:
+    """A description for ``--help``."""
+    return textwrap.fill(text, WIDTH)
+
+
+def stack_argument(parser: argparse.ArgumentParser) -> None:
+    """``FILE[:STRENGTH[:CLIP]] …``: adapter files, each with its strengths."""
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE[:STRENGTH[:CLIP]]",
+        type=weighted_file,
+        help="adapter files, in order of application",
+    )
+
+
+def output_argument(parser: argparse.ArgumentParser) -> None:
+    """``-o FILE``: what is written."""
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
+
+
+def base_argument(parser: argparse.ArgumentParser, use: str, *aliases: str) -> None:
+    """``--base MODEL``: the model that was trained on, and what ``use`` it is."""
+    parser.add_argument(
+        "--base",
+        *aliases,
+        dest="base",
+        type=Path,
+        metavar="MODEL",
+        help=f"the model that was trained on: {use}",
+    )
+
+
+def plan_argument(parser: argparse.ArgumentParser) -> None:
+    """``--plan``: nothing is written."""
+    parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
+
+
+def quiet_argument(parser: argparse.ArgumentParser) -> None:
+    """``-q``: only the path of what was written."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no report")
 
 
 def dtype_argument(parser: argparse.ArgumentParser) -> None:

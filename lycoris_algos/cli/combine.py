@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from pathlib import Path
-from typing import Any
 
 from ..merge.combine import (
     METHODS,
@@ -21,7 +19,20 @@ from ..merge.combine import (
 )
 from ..model_files import BaseFile
 from ..network import StackEntry, load, save
-from ._shared import DTYPES, device_argument, dtype_argument, print_path, progress_on_stderr, weighted_file
+from ._shared import (
+    DTYPES,
+    WIDTH,
+    base_argument,
+    device_argument,
+    dtype_argument,
+    output_argument,
+    plan_argument,
+    print_path,
+    progress_on_stderr,
+    quiet_argument,
+    stack_argument,
+    wrapped,
+)
 
 # Option: (rule, type, help).
 _RULES: dict[str, tuple[RankKind, type, str]] = {
@@ -32,31 +43,17 @@ _RULES: dict[str, tuple[RankKind, type, str]] = {
     "sv-fro": (RankKind.SV_FRO, float, "this share of the Frobenius norm, 0 to 1 (kohya)"),
     "sv-cumulative": (RankKind.SV_CUMULATIVE, float, "this share of the sum of singular values (kohya)"),
 }
-# Columns of texts that argparse does not wrap.
-_WIDTH = 79
 
 
-def add_parser(subparsers: Any) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser = subparsers.add_parser(
-        "combine",
-        help="several adapter files into one, or one resized",
-        description=textwrap.fill(
-            "Combines adapter files of any algorithm on their deltas. With one file: resizes or converts it. "
-            "Ranks are exact unless a rule is given.",
-            _WIDTH,
-        ),
-        epilog=_methods(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser.description = wrapped(
+        "Combines adapter files of any algorithm on their deltas. With one file: resizes or converts it. "
+        "Ranks are exact unless a rule is given."
     )
-    parser.add_argument(
-        "files",
-        nargs="+",
-        metavar="FILE[:STRENGTH[:CLIP]]",
-        type=weighted_file,
-        help="adapter files, in order",
-    )
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
+    parser.epilog = _methods()
+    stack_argument(parser)
+    output_argument(parser)
     parser.add_argument("--method", choices=METHODS, default="sum", help="see below (default: sum)")
     parser.add_argument(
         "--as",
@@ -91,20 +88,14 @@ def add_parser(subparsers: Any) -> None:
         )
     parser.add_argument("--lambda", dest="scaling", type=float, default=1.0, help="factor on the result")
     parser.add_argument("--factor", type=int, default=0, help="LoKr's factor, 0 to choose (default)")
-    parser.add_argument(
-        "--base",
-        type=Path,
-        metavar="MODEL",
-        help="the checkpoint that was trained on; needed for DoRA, OFT, BOFT, GLoRA, (IA)³ …",
-    )
+    base_argument(parser, "needed for DoRA, OFT, BOFT, GLoRA, (IA)³ …")
     parser.add_argument(
         "--live-order", action="store_true", help="sum: as a stack does it, one after another"
     )
     device_argument(parser)
-    parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no report")
+    plan_argument(parser)
+    quiet_argument(parser)
     dtype_argument(parser)
-    parser.set_defaults(run=run)
 
 
 def _methods() -> str:
@@ -113,7 +104,7 @@ def _methods() -> str:
         f"{found.name}: {found.summary}" + (f" ({found.reference})" if found.reference else "")
         for found in METHODS.values()
     ]
-    wrap = textwrap.TextWrapper(_WIDTH, initial_indent="  ", subsequent_indent="      ")
+    wrap = textwrap.TextWrapper(WIDTH, initial_indent="  ", subsequent_indent="      ")
     return "\n".join(["methods:", *map(wrap.fill, lines)])
 
 

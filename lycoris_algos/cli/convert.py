@@ -5,23 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 from ..model_files import BaseFile
 from ..network import convert, load, save
 from ..network.respelling import WRITABLE
 from ..text import single_line
-from ._shared import DTYPES, dtype_argument, print_path, weighted_file
+from ._shared import (
+    DTYPES,
+    base_argument,
+    dtype_argument,
+    output_argument,
+    print_path,
+    weighted_file,
+    wrapped,
+)
 
 
-def add_parser(subparsers: Any) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser = subparsers.add_parser(
-        "convert",
-        help="an adapter file in another number type, dialect or strength",
-        description="Writes an adapter file again with the same effect. "
-        "To change its algorithm or ranks, use combine.",
+    parser.description = wrapped(
+        "Writes an adapter file again with the same effect. To change its algorithm or ranks, use combine."
     )
     parser.add_argument(
         "file",
@@ -29,18 +32,11 @@ def add_parser(subparsers: Any) -> None:
         type=weighted_file,
         help="a strength is stored in the factors, where the algorithm allows that",
     )
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
+    output_argument(parser)
     parser.add_argument("--dialect", choices=WRITABLE, help="how layers are called (default: as in the file)")
-    parser.add_argument(
-        "--model",
-        "--base",
-        type=Path,
-        metavar="MODEL",
-        help="the model that was trained on: tells names of its layers",
-    )
+    base_argument(parser, "tells names of its layers", "--model")
     parser.add_argument("--without-embeddings", action="store_true", help="leave out bundled embeddings")
     dtype_argument(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     path, model, clip = args.file
     adapters = load(path)
     with ExitStack() as opened:
-        known = None if args.model is None else opened.enter_context(BaseFile(args.model, [adapters]))
+        known = None if args.base is None else opened.enter_context(BaseFile(args.base, [adapters]))
         converted = convert(
             adapters,
             dtype=DTYPES.get(args.dtype),

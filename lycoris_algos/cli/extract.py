@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from ..errors import BadValueError
 from ..extract import ALGORITHMS, ExtractOptions, plan_extract, rule_for, run_extract
@@ -12,7 +11,16 @@ from ..model_files import BaseFile
 from ..network import save
 from ..network.respelling import WRITABLE
 from ..ops.ranks import RankRule
-from ._shared import DTYPES, device_argument, print_path, progress_on_stderr
+from ._shared import (
+    DTYPES,
+    device_argument,
+    output_argument,
+    plan_argument,
+    print_path,
+    progress_on_stderr,
+    quiet_argument,
+    wrapped,
+)
 
 # As in LyCORIS' extract_locon.py: the mode, and the option that its number has for linear layers and for
 # convolutions, with the default there.
@@ -27,17 +35,15 @@ _DEFAULTS = {"dim": 32, "energy": 0.95}
 _MODES = ("full", *_NUMBERS, "noise-floor", "size")
 
 
-def add_parser(subparsers: Any) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser = subparsers.add_parser(
-        "extract",
-        help="an adapter file out of two models",
-        description="Stores what a tuned model has more than its base, tensor by tensor: memory does not "
-        "grow with the models. Options that LyCORIS' extract_locon.py has are called as there.",
+    parser.description = wrapped(
+        "Stores what a tuned model has more than its base, tensor by tensor: memory does not grow with the "
+        "models. Options that LyCORIS' extract_locon.py has are called as there."
     )
     parser.add_argument("base", type=Path, metavar="BASE", help="the model that was tuned")
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="what came of it")
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
+    output_argument(parser)
     parser.add_argument(
         "--as",
         dest="algorithm",
@@ -91,9 +97,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--safetensors", action="store_true", help="accepted for extract_locon.py's sake: always so"
     )
-    parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no report")
-    parser.set_defaults(run=run)
+    plan_argument(parser)
+    quiet_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from .. import __version__
 from ..io import read_header
 from ..merge.bake import bake_report, plan_bake, plan_report, run_bake
 from ..network import StackEntry, load
-from ._shared import DTYPES, device_argument, dtype_argument, print_path, progress_on_stderr, weighted_file
+from ._shared import (
+    DTYPES,
+    device_argument,
+    dtype_argument,
+    output_argument,
+    plan_argument,
+    print_path,
+    progress_on_stderr,
+    quiet_argument,
+    stack_argument,
+    wrapped,
+)
 
 _UNMATCHED = ("nothing", "anything", "never")
 _OVERFLOW = ("refuse", "report")
 
 
-def add_parser(subparsers: Any) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser = subparsers.add_parser(
-        "merge",
-        help="adapter files into a checkpoint",
-        description="Writes a checkpoint with adapters of any algorithm baked into its weights, tensor by "
-        "tensor: memory does not grow with the model. What was written is read back and checked.",
+    parser.description = wrapped(
+        "Writes a checkpoint with adapters of any algorithm baked into its weights, tensor by tensor: memory "
+        "does not grow with the model. What was written is read back and checked."
     )
     parser.add_argument("base", type=Path, metavar="BASE", help="checkpoint, diffusion model or text encoder")
-    parser.add_argument(
-        "files",
-        nargs="+",
-        metavar="FILE[:STRENGTH[:CLIP]]",
-        type=weighted_file,
-        help="adapter files, in order of application",
-    )
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
+    stack_argument(parser)
+    output_argument(parser)
     dtype_argument(parser)
     parser.add_argument("--seed", type=int, default=0, help="of fp8's rounding (default: 0)")
     parser.add_argument(
@@ -47,15 +50,12 @@ def add_parser(subparsers: Any) -> None:
         help="stop if the number type cannot hold a weight (default), or write it and say so",
     )
     device_argument(parser)
-    parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no report")
-    parser.set_defaults(run=run)
+    plan_argument(parser)
+    quiet_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Merges; prints the report and the path."""
-    from .. import __version__
-
     stack = [StackEntry(load(path), model, clip) for path, model, clip in args.files]
     plan = plan_bake(
         read_header(args.base),

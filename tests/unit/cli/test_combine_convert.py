@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -100,18 +98,6 @@ def test_errors_have_an_exit_code_and_a_reason(
         with pytest.raises(SystemExit) as stop:
             main(wrong)
         assert stop.value.code == 2
-
-
-def test_help_runs_as_a_module() -> None:
-    for command in ("combine", "convert"):
-        done = subprocess.run(
-            [sys.executable, "-m", "lycoris_algos", command, "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parents[3],
-        )
-        assert f"usage: lycoris_algos {command}" in done.stdout
 
 
 @pytest.mark.parametrize(
