@@ -33,7 +33,8 @@ class MergeLyCORIS(io.ComfyNode):
                     io.Combo,
                     "base",
                     options=base_names(),
-                    tooltip="The model file to start from, which stays as it is. Press R to refresh.",
+                    tooltip="The model to start from, which stays as it is: a file, shards (the first stands "
+                    "for all), or a folder of diffusers. Press R to refresh.",
                 ),
                 socket(LYCORIS, "lycoris", tooltip="From Load LyCORIS or Stack LyCORIS."),
                 strength_input("strength_model", "the whole stack changes the diffusion model"),
@@ -73,7 +74,7 @@ class MergeLyCORIS(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="path", tooltip="The file that was written."),
+                io.String.Output(display_name="path", tooltip="The file or folder that was written."),
                 io.String.Output(
                     display_name="report",
                     tooltip="What was changed, what was not and why, "

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from .. import __version__
-from ..io import read_header
 from ..merge.bake import bake_report, plan_bake, plan_report, run_bake
+from ..model_files import checkpoint_header
 from ..network import StackEntry, load
 from ._shared import (
     DTYPES,
@@ -32,7 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Writes a checkpoint with adapters of any algorithm baked into its weights, tensor by tensor: memory "
         "does not grow with the model. What was written is read back and checked."
     )
-    parser.add_argument("base", type=Path, metavar="BASE", help="checkpoint, diffusion model or text encoder")
+    parser.add_argument(
+        "base",
+        type=Path,
+        metavar="BASE",
+        help="checkpoint, diffusion model or text encoder: a file, the index of shards, or a folder of "
+        "diffusers; several files are written as a folder",
+    )
     stack_argument(parser)
     output_argument(parser)
     dtype_argument(parser)
@@ -58,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     """Merges; prints the report and the path."""
     stack = [StackEntry(load(path), model, clip) for path, model, clip in args.files]
     plan = plan_bake(
-        read_header(args.base),
+        checkpoint_header(args.base),
         stack,
         DTYPES.get(args.dtype),
-        base=args.base.name,
+        base=args.base.resolve().name,
         seed=args.seed,
         program=f"lycoris_algos {__version__}",
     )

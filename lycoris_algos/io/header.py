@@ -9,26 +9,25 @@ is the end of the file.
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
 from ..errors import FileFormatError
 from ..text import Brief, human_size, quoted, single_line, size_pair
 from ._dtypes import dtype_from_name
+from ._json import parse_table
 from ._paths import naming_file, open_regular, size_of
 from .sniff import MAX_HEADER_BYTES, SNIFF_BYTES, FileKind, explain, kind_of
 
 METADATA_KEY = "__metadata__"
 _MAX_DIMENSIONS = 64
-# Ten times as many as the largest models have. A header of more takes longer than a person waits.
-_MAX_TENSORS = 2**16
+#: Ten times as many as the largest models have. A header of more takes longer than a person waits.
+MAX_TENSORS = 2**16
 _MAX_BYTES = 2**63 - 1
 _DAMAGED = "the file is damaged: download it again"
 
@@ -80,7 +79,7 @@ def parse_header(handle: BinaryIO, file_size: int) -> Header:
     handle.seek(8)
     raw = _read_exactly(handle, length)
     _check_count(raw.count(b'"data_offsets"'))  # as it is usually spelled, and before the work of reading it
-    entries = _parse_json(raw)
+    entries = parse_table(raw, "the header", _DAMAGED)
     metadata = _checked_metadata(entries.pop(METADATA_KEY, None))
     _check_count(len(entries))
     data_start = 8 + length
@@ -114,9 +113,9 @@ def _header_length(first: bytes, file_size: int) -> int:
 
 
 def _check_count(tensors: int) -> None:
-    if tensors > _MAX_TENSORS:
+    if tensors > MAX_TENSORS:
         raise FileFormatError(
-            f"it holds {tensors:,} tensors, and no model has more than {_MAX_TENSORS:,}: it is not read"
+            f"it holds {tensors:,} tensors, and no model has more than {MAX_TENSORS:,}: it is not read"
         )
 
 
@@ -135,54 +134,6 @@ def _read_exactly(handle: BinaryIO, length: int) -> bytes:
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)
-
-
-def _parse_json(raw: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=_unique_pairs,
-            parse_constant=_refuse_constant,
-        )
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"the header is not UTF-8 text: {_DAMAGED}") from error
-    except RecursionError as error:
-        raise FileFormatError(f"the header is nested too deeply: {_DAMAGED}") from error
-    except ValueError as error:
-        raise FileFormatError(f"the header is not JSON: {_DAMAGED}") from error
-    if not isinstance(parsed, dict):
-        raise FileFormatError(f"the header is not a JSON object: {_DAMAGED}")
-    if b"\\ud" in raw.lower():
-        _check_texts(parsed)
-    return parsed
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        # Programs disagree about which of the two counts, so neither is taken.
-        counts = Counter(name for name, _ in pairs)
-        raise FileFormatError(f"the header names {quoted(counts.most_common(1)[0][0])} twice: {_DAMAGED}")
-    return table
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _check_texts(value: object, name: str | None = None) -> None:
-    """Refuses broken texts in ``value``, which is found under ``name``, or is a name itself."""
-    # JSON can spell half a surrogate pair, which is no text and could never be written again.
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _check_texts(key)
-            _check_texts(inner, key)
-    elif isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            where = f"the name {quoted(value)}" if name is None else f"what is under {quoted(name)}"
-            raise FileFormatError(f"the header holds a broken character in {where}: {_DAMAGED}") from error
 
 
 def _checked_metadata(entry: object) -> dict[str, str]:

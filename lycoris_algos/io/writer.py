@@ -8,12 +8,10 @@ file appears under its name only when it is complete; see ``_part``.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -22,16 +20,16 @@ import torch
 from torch import Tensor
 
 from ..errors import LycorisError
-from ..text import human_size, listed, quoted, size_pair
+from ..text import listed, quoted
 from ._dtypes import DTYPE_RANKS, name_of_dtype
 from ._part import PartFile
-from ._paths import explain_os_error, naming_file
+from ._paths import naming_file
+from ._space import explaining_writes, require_space
 from .header import METADATA_KEY
 from .reader import SafetensorsReader, require_little_endian
 from .sniff import MAX_HEADER_BYTES
 
 _ALIGNMENT = 8
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SafetensorsWriter:
@@ -65,8 +63,9 @@ class SafetensorsWriter:
             raise ValueError("order must name every tensor once")
         self._starts = list(accumulate((self._sizes[name] for name in self.order), initial=0))
         self._header = _encode_header(self._plan, self._sizes, self.order, metadata or {})
-        #: Size of the finished file in bytes.
-        self.file_size = len(self._header) + sum(self._sizes.values())
+        #: Size of its tensors, and of the finished file, in bytes.
+        self.data_size = sum(self._sizes.values())
+        self.file_size = len(self._header) + self.data_size
         self._part: PartFile | None = None
         self._written = 0
         self._final: Path | None = None
@@ -82,7 +81,7 @@ class SafetensorsWriter:
         if self._part is not None or self._final is not None:
             raise ValueError("a writer writes one file, once")
         with self._explaining():
-            self._require_space()
+            require_space(self._wanted.parent, self.file_size)
             try:
                 self._part = PartFile(self._wanted)
             except ValueError as error:  # a zero byte, or half of a letter that UTF-16 splits
@@ -192,38 +191,8 @@ class SafetensorsWriter:
             self._part.discard()
             self._part = None
 
-    def _require_space(self) -> None:
-        usage = shutil.disk_usage(self._wanted.parent)
-        # Some network file systems report nothing at all; then only trying tells.
-        if usage.total and usage.free < self.file_size:
-            raise OSError(errno.ENOSPC, "")
-
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        with naming_file(self._wanted):
-            try:
-                yield
-            except OSError as error:
-                raise LycorisError(self._explain(error)) from error
-
-    def _explain(self, error: OSError) -> str:
-        folder = self._wanted.parent
-        if error.errno in _NO_SPACE:
-            needed, there = size_pair(self.file_size, _free_space(folder))
-            return (
-                f"no space left in folder {quoted(str(folder))}: the file needs {needed}, there is {there}. "
-                "Nothing was written: make room, or save to another disk"
-            )
-        if error.errno == errno.EFBIG:
-            return (
-                f"a file of {human_size(self.file_size)} is larger than this disk or account may "
-                "hold: save to another disk"
-            )
-        if error.errno == errno.ENAMETOOLONG:
-            return "the name is too long: choose a shorter one"
-        if isinstance(error, FileNotFoundError):
-            return f"there is no folder {quoted(str(folder))}"
-        return f"it could not be written in folder {quoted(str(folder))}: {explain_os_error(error)}"
+    def _explaining(self) -> AbstractContextManager[None]:
+        return explaining_writes(self._wanted, self.file_size)
 
 
 def save_tensors(
@@ -294,10 +263,3 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()
     flat = plain.as_strided((plain.numel(),), (1,))  # a single number is contiguous with any stride
     return flat.view(torch.uint8).numpy().data
-
-
-def _free_space(folder: Path) -> int:
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return 0

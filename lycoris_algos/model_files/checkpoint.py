@@ -3,24 +3,25 @@
 A checkpoint is known by the names and shapes in its header, so its own keys are indexed: the diffusion model
 under its own paths, a UNet under diffusers' as well (unet.py), other families under what ``models`` knows,
 and text encoders under the paths of the transformers library (text_encoders.py). Nothing here knows what a
-file is *supposed* to contain: what is there is found.
+file is *supposed* to contain: what is there is found. What diffusers saved has diffusers' names, and is
+indexed under those of the original code as well.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..io import TensorInfo
-from ..models import diffusers_names_in, names_in
+from ..models import diffusers_names_in, names_in, native_names_in
 from .index import ModelIndex
 from .layers import LayerIndex, Paths
 from .names import NameIndex
-from .places import Shapes, Spot, family_spot
+from .places import Shapes, Spot, Spots, family_spot
 from .storage import hides_shape, is_companion, refuse_file
 from .text_encoders import UNNAMED, Encoder, encoder_paths, encoders
-from .unet import unet_names
+from .unet import original_names, unet_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +44,16 @@ class CheckpointIndex(ModelIndex[LayerIndex]):
 # Where a checkpoint keeps its diffusion model: the first of these with more keys than that. Some of the words
 # may mean something else in a file that has few.
 _MODEL_PREFIXES = {
+    "unet/": 0,
+    "transformer/": 0,
+    "prior/": 0,
     "model.diffusion_model.": 0,
     "diffusion_model.": 0,
     "model.model.": 5,
     "net.": 5,
     "model.": 5,
 }
-_VAE = re.compile(r"(first_stage_model|vae|pretransform)\.")
+_VAE = re.compile(r"(first_stage_model|pretransform)\.|vae[./]")
 # What a file without a prefix for its diffusion model may hold besides it.
 _OTHER = re.compile(
     r"(conditioner|cond_stage_model|text_encoders?|embedder|clip_vision|model_ema|denoiser|control_model|loss)\."
@@ -115,6 +119,11 @@ def _model_layers(prefix: str, keys: list[str], shapes: Shapes, packed: frozense
         names.add(path, Spot(prefix + key))
     for path, located in names_in(_without_biases(inside)):
         names.add(path, family_spot(located, prefix))
+    for path, spots in _native_spots(inside, prefix):
+        if len(spots) == 1:
+            names.add(path, spots[0])
+        else:
+            names.add_pieces(path, spots)
     return LayerIndex(
         what="the file's diffusion model",
         names=names,
@@ -124,6 +133,15 @@ def _model_layers(prefix: str, keys: list[str], shapes: Shapes, packed: frozense
     )
 
 
+def _native_spots(inside: Shapes, prefix: str) -> Iterator[tuple[str, Spots]]:
+    """(path in ComfyUI's model, where that is) of a model in diffusers' names; nothing for any other."""
+    original = list(original_names(inside))
+    for path, key in original:
+        yield path, (Spot(prefix + key),)
+    for path, located in () if original else native_names_in(_without_biases(inside)):
+        yield path, tuple(family_spot(own, prefix) for own in located)
+
+
 def model_paths_of(inside: Shapes, prefix: str) -> Paths:
     """What ComfyUI and diffusers call the places of a diffusion model.
 
@@ -131,6 +149,11 @@ def model_paths_of(inside: Shapes, prefix: str) -> Paths:
     """
     own = {Spot(prefix + key): key.removesuffix(".weight") for key in inside}
     diffusers: dict[Spot, str] = {}
+    native = dict(_native_spots(inside, prefix))
+    if native:
+        component = "unet" if "conv_in.weight" in inside else "transformer"
+        diffusers = {spot: f"{component}.{path}" for spot, path in own.items()}
+        return Paths({spots[0]: path for path, spots in native.items() if len(spots) == 1}, diffusers)
     for path, key in unet_names(inside):
         diffusers.setdefault(Spot(prefix + key), f"unet.{path}")
     for path, located in diffusers_names_in(_without_biases(inside)):

@@ -1,8 +1,9 @@
-"""The hash that identifies a model file, for the recipes of files that are made with it."""
+"""The hash that identifies a model, for the recipes of files that are made with it."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from ..io import SafetensorsReader
@@ -11,9 +12,16 @@ from ..io import SafetensorsReader
 _SAMPLES, _SAMPLE = 64, 1 << 16
 
 
-def model_record(reader: SafetensorsReader, name: str) -> dict[str, Any]:
-    """The model file that ``reader`` reads, called ``name``: its size, and the hash of samples of it."""
-    return {"file": name, "bytes": reader.header.file_size, "sampled_sha256": sampled_hash(reader)}
+def model_record(readers: Mapping[str, SafetensorsReader], name: str) -> dict[str, Any]:
+    """The model called ``name`` in the files {path: reader}: its size, and the hash of samples of it."""
+    hashes = {path: sampled_hash(reader) for path, reader in readers.items()}
+    if len(hashes) == 1:
+        (told,) = hashes.values()
+    else:
+        lines = (f"{path}\0{own}\n" for path, own in sorted(hashes.items()))
+        told = hashlib.sha256("".join(lines).encode()).hexdigest()
+    size = sum(reader.header.file_size for reader in readers.values())
+    return {"file": name, "bytes": size, "sampled_sha256": told}
 
 
 def sampled_hash(reader: SafetensorsReader) -> str:

@@ -72,6 +72,9 @@ class LayerIndex(Brief):
             if self.shape((spot,)) is not None:
                 yield (spot,)
         for path in paths:
+            stored = self.names.pieces(path)
+            if stored is not None and self.shape(stored) is not None:
+                yield stored
             for names in split_names(flattened(path)):
                 pieces = [next(iter(self._preferred(layer, self.names.look_up(n))), None) for n in names]
                 known = tuple(spot for spot in pieces if spot is not None)

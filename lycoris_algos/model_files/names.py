@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection
 
 from ..models import layer_of
-from .places import Spot
+from .places import Spot, Spots
 
 # More than any model has for a name: every layer of that name is tried at all of them.
 _MOST_MEANINGS = 32
@@ -23,6 +23,7 @@ class NameIndex:
     def __init__(self) -> None:
         self._exact: dict[str, dict[Spot, None]] = defaultdict(dict)
         self._flat: dict[str, dict[Spot, None]] = defaultdict(dict)
+        self._pieces: dict[str, Spots] = {}
 
     def add(self, path: str, spot: Spot) -> None:
         """Adds a meaning of ``path``, after those that it has."""
@@ -30,6 +31,14 @@ class NameIndex:
         for meanings in (self._exact[path], self._flat[flattened(path)]):
             if len(meanings) < _MOST_MEANINGS:
                 meanings.setdefault(spot)
+
+    def add_pieces(self, path: str, spots: Spots) -> None:
+        """Notes that the model stores the layer ``path`` in pieces, at ``spots``."""
+        self._pieces.setdefault(flattened(layer_of(path)), spots)
+
+    def pieces(self, path: str) -> Spots | None:
+        """The pieces in which the model stores the layer ``path``; None if it is not known to."""
+        return self._pieces.get(flattened(layer_of(path)))
 
     def look_up(self, path: str) -> Collection[Spot]:
         """What ``path`` may mean, best first: to the letter if anything is, else with dots as underscores."""

@@ -58,12 +58,14 @@ class Encoder(Brief):
     keys: tuple[str, ...]
 
 
-_CLIP = re.compile(r"(|.*?\.)(text_model\.)?encoder\.layers\.\d+\.self_attn\.q_proj\.weight")
-_OPENCLIP = re.compile(r"(|.*?\.)transformer\.resblocks\.\d+\.attn\.in_proj_weight")
-_T5 = re.compile(r"(|.*?\.)encoder\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight")
-_BERT = re.compile(r"(|.*?\.)(bert\.)?encoder\.layer\.\d+\.attention\.self\.query\.weight")
+_CLIP = re.compile(r"(|.*?[./])(text_model\.)?encoder\.layers\.\d+\.self_attn\.q_proj\.weight")
+_OPENCLIP = re.compile(r"(|.*?[./])transformer\.resblocks\.\d+\.attn\.in_proj_weight")
+_T5 = re.compile(r"(|.*?[./])encoder\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight")
+_BERT = re.compile(r"(|.*?[./])(bert\.)?encoder\.layer\.\d+\.attention\.self\.query\.weight")
 _NAMED = re.compile(r"text_encoders\.([^.]+)\.")
-_VISION = re.compile(r"(^|\.)(visual|vision_model)\.")
+# What begins the names of an encoder in a folder of diffusers.
+_COMPONENT = re.compile(r"(?:text_encoder(?:_\d+)?/)?")
+_VISION = re.compile(r"(^|[./])(visual|vision_model)\.")
 _CLIP_WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 _OPENCLIP_NAMES = {
     "ln_1": "layer_norm1",
@@ -124,13 +126,21 @@ def _encoder(form: str, root: str, key: str, shapes: Shapes) -> Encoder:
 def _others(shapes: Shapes, known: set[str]) -> list[Encoder]:
     """Encoders of other kinds, language models above all, where the key itself says that it is one."""
     keys_of: dict[tuple[str, str], list[str]] = {}
+    eyes: dict[str, list[str]] = {}
     for key in shapes:
-        match = _NAMED.match(key) or _LANGUAGE_MODEL.match(key)
-        if match is not None and key not in known:
-            name, root = (match[1], match.group()) if match.re is _NAMED else (UNNAMED, "")
-            keys_of.setdefault((name, root), []).append(key)
-    if (UNNAMED, "") in keys_of:
-        keys_of[UNNAMED, ""] += (key for key in shapes if key not in known and _EYES.match(key))
+        if key in known:
+            continue
+        component = _component(key)
+        named = _NAMED.match(key)
+        if named is not None:
+            keys_of.setdefault((named[1], named.group()), []).append(key)
+        elif _LANGUAGE_MODEL.match(key, len(component)):
+            keys_of.setdefault((UNNAMED, component), []).append(key)
+        elif _EYES.match(key, len(component)):
+            eyes.setdefault(component, []).append(key)
+    for (name, root), keys in keys_of.items():
+        if name == UNNAMED:
+            keys += eyes.get(root, ())
     return [
         Encoder(
             name,
@@ -143,6 +153,11 @@ def _others(shapes: Shapes, known: set[str]) -> list[Encoder]:
         )
         for (name, root), keys in keys_of.items()
     ]
+
+
+def _component(key: str) -> str:
+    match = _COMPONENT.match(key)
+    return "" if match is None else match.group()
 
 
 def _path(key: str, root: str) -> str:

@@ -1,4 +1,4 @@
-"""A UNet of Stable Diffusion 1, 2 or XL under the names that diffusers gives its layers.
+"""A UNet of Stable Diffusion 1, 2 or XL under the names that diffusers gives its layers, and back.
 
 The original code numbers blocks through (``input_blocks.7.1``), diffusers counts residual blocks and
 attentions within each level (``down_blocks.2.attentions.0``). How many there are in a level is read off the
@@ -27,6 +27,11 @@ _REST = {
     "out.0": ("conv_norm_out",),
     "out.2": ("conv_out",),
 }
+_RESNET_INNER = {diffusers: own for own, diffusers in _RESNET.items()}
+_DIFFUSERS_BLOCK = re.compile(
+    r"((?:down_blocks\.\d+|up_blocks\.\d+|mid_block)"
+    r"\.(?:resnets\.\d+|attentions\.\d+|(?:down|up)samplers\.0\.conv))\.?(.*)"
+)
 _BLOCK = re.compile(r"((?:input|output)_blocks\.\d+|middle_block)\.(\d+)\.(.+)")
 
 
@@ -42,6 +47,54 @@ def unet_names(inside: Collection[str]) -> Iterator[tuple[str, str]]:
         if key.endswith(".weight"):
             for path in _paths(key.removesuffix(".weight"), roots):
                 yield path, key
+
+
+def original_names(inside: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(path in the original code, key) of every layer of diffusers' UNet with these keys; nothing if none."""
+    if "conv_in.weight" not in inside or not any(key.startswith("down_blocks.") for key in inside):
+        return
+    roots = _original_roots(inside)
+    rest = {path: own for own, paths in _REST.items() for path in paths}
+    for key in inside:
+        path = key.removesuffix(".weight")
+        if path == key:
+            continue
+        match = _DIFFUSERS_BLOCK.fullmatch(path)
+        if path in rest:
+            yield rest[path], key
+        elif match is not None and match[1] in roots:
+            inner = match[2]
+            yield f"{roots[match[1]]}.{_RESNET_INNER.get(inner, inner)}".rstrip("."), key
+
+
+def _original_roots(inside: Collection[str]) -> dict[str, str]:
+    """{module of diffusers: module of the original code}."""
+    modules = {match[1] for key in inside if (match := _DIFFUSERS_BLOCK.fullmatch(key)) is not None}
+    roots = {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1"}
+    roots["mid_block.resnets.1"] = "middle_block.2"
+    for side, where, sampler, end in (
+        ("input_blocks", "down_blocks", "downsamplers.0.conv", "op"),
+        ("output_blocks", "up_blocks", "upsamplers.0.conv", "conv"),
+    ):
+        # The very first input block is the convolution in front of all levels.
+        number = 1 if side == "input_blocks" else 0
+        level = 0
+        while f"{where}.{level}.resnets.0" in modules:
+            count = 0
+            while f"{where}.{level}.resnets.{count}" in modules:
+                roots[f"{where}.{level}.resnets.{count}"] = f"{side}.{number}.0"
+                attention = f"{where}.{level}.attentions.{count}"
+                roots[attention] = f"{side}.{number}.1"
+                number, count = number + 1, count + 1
+            if f"{where}.{level}.{sampler}" in modules:
+                if side == "input_blocks":
+                    roots[f"{where}.{level}.{sampler}"] = f"{side}.{number}.0.{end}"
+                    number += 1
+                else:  # behind the last block of its level, and that one's attention
+                    place = 2 if attention in modules else 1
+                    roots[f"{where}.{level}.{sampler}"] = f"{side}.{number - 1}.{place}.{end}"
+            level += 1
+    return roots
 
 
 def _modules(inside: Collection[str]) -> dict[str, dict[int, set[str]]]:

@@ -65,6 +65,17 @@ def diffusers_names_in(shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[st
         yield from family.diffusers_names(shapes)
 
 
+def native_names_in(
+    shapes: Mapping[str, Sequence[int]],
+) -> Iterator[tuple[str, tuple[Located, ...]]]:
+    """(layer of ComfyUI's model, what it consists of) of a model whose parameters diffusers named.
+
+    Nothing for one that has ComfyUI's own names, or of no family that is known.
+    """
+    if not families_of(shapes):
+        yield from max((list(family.native_names(shapes)) for family in FAMILIES), key=len)
+
+
 def identify(layers: Iterable[str], metadata: Mapping[str, str] | None = None) -> str | None:
     """The title of ``family_of_file``; None if that is unclear."""
     family = family_of_file(layers, metadata)
@@ -116,6 +127,7 @@ __all__ = [
     "identify",
     "layer_of",
     "names_in",
+    "native_names_in",
     "parts_of",
     "role_in",
     "role_of",

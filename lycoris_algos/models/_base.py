@@ -117,6 +117,25 @@ class Family(Brief):
                 yield layer_of(key), Located(key)
         yield from self._inside(shapes)
 
+    def native_names(self, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, tuple[Located, ...]]]:
+        """(layer of ComfyUI's model, what it consists of) in a model whose parameters diffusers named.
+
+        The inverse of ``diffusers_names``: what ComfyUI has as one layer may be several there, in order.
+        """
+        by_name: dict[str, list[Rule]] = defaultdict(list)
+        for rule in self.rules:
+            if not rule.alias:
+                by_name[rule.name].append(rule)
+        parts: dict[str, list[tuple[Rule, str]]] = defaultdict(list)
+        for key in shapes:
+            for form, block in _forms(layer_of(key)).items():
+                for rule in by_name.get(form, ()):
+                    parts[rule.native.replace(BLOCK, block)].append((rule, key))
+        for native, own in parts.items():
+            located = _consisting_of(own, shapes)
+            if located:
+                yield native, located
+
     def _inside(self, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Located]]:
         for key in shapes if self.component else ():
             if key.startswith(self.component):
@@ -127,16 +146,43 @@ class Family(Brief):
         for rule in self.rules:
             by_native[rule.native].append(rule)
         for key, shape in shapes.items():
-            path = layer_of(key)
-            match = _INDEX.search(path)
-            forms = {path: ""}
-            if match:
-                forms[f"{path[: match.start()]}{BLOCK}{path[match.end() :]}"] = match.group()
-            for form, block in forms.items():
+            for form, block in _forms(layer_of(key)).items():
                 for rule in by_native.get(form, ()):
                     located = _locate(rule, key, shape)
                     if located is not None:
                         yield rule, rule.name.replace(BLOCK, block), located
+
+
+def _forms(path: str) -> dict[str, str]:
+    """{a name that a rule may have for ``path``: the number of the block that it stands for}."""
+    match = _INDEX.search(path)
+    forms = {path: ""}
+    if match:
+        forms[f"{path[: match.start()]}{BLOCK}{path[match.end() :]}"] = match.group()
+    return forms
+
+
+def _consisting_of(
+    parts: Sequence[tuple[Rule, str]], shapes: Mapping[str, Sequence[int]]
+) -> tuple[Located, ...]:
+    """What a layer of ComfyUI's model with ``parts`` (rule, key in diffusers) consists of; () if unclear."""
+    rule, key = parts[0]
+    rows, columns = (*shapes[key], 0, 0)[:2]
+    if rule.rows is None:
+        return (Located(key, None, rule.swapped or (rule.swapped_pair and rows == 2 * columns)),)
+    total = sum(shapes[own][0] for _, own in parts)
+    placed = [
+        (rule.rows.of(total, columns), own)
+        for rule, own in parts
+        if rule.rows is not None and len(shapes[own]) > 1
+    ]
+    known = sorted((located, own) for located, own in placed if located is not None)
+    position = 0
+    for (start, count), own in known:
+        if start != position or count != shapes[own][0]:
+            return ()
+        position += count
+    return tuple(Located(own) for _, own in known) if position == total else ()
 
 
 def _locate(rule: Rule, key: str, shape: Sequence[int]) -> Located | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from folders import load_shards, save_pipeline, save_shards
 from lab import models, paths
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from lycoris_algos.model_files.unet import unet_names
 
 UNET = "model.diffusion_model."
 BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
@@ -95,6 +99,8 @@ def bake(comfy_nodes: dict[str, Any], bases: Path) -> Iterator[Callable[..., tup
 
     yield run
     for path in made:
+        if path.is_dir():
+            shutil.rmtree(path)
         path.unlink(missing_ok=True)
 
 
@@ -370,3 +376,71 @@ def test_stop_ends_the_run_and_leaves_nothing(
         bake("checkpoints/unet.safetensors", stack)
 
     assert [path for path in output.rglob("*") if path.is_file()] == []
+
+
+# ---- bases of several files -----------------------------------------------------------------------------
+
+
+def base_options(comfy_nodes: dict[str, Any]) -> list[str]:
+    schema = comfy_nodes["MergeLyCORIS"].define_schema()
+    return next(item.options for item in schema.inputs if item.id == "base")
+
+
+@pytest.fixture
+def pipelines(bases: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder ``diffusers``, which is empty."""
+    import folder_paths
+
+    own = bases / "diffusers"
+    own.mkdir()
+    _, extensions = folder_paths.folder_names_and_paths["diffusers"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(own)], extensions))
+    return own
+
+
+@pytest.mark.parametrize("kind", ["shards", "diffusers"])
+def test_a_base_of_several_files_becomes_a_folder_with_the_live_weights(
+    kind: str,
+    sd15: tuple[Any, Any],
+    apply: Any,
+    pipelines: Path,
+    unet: Path,
+    bake: Any,
+    output: Path,
+    comfy_nodes: dict[str, Any],
+) -> None:
+    model, _ = sd15
+    tensors = load_file(unet)
+    called = {key: key for key in tensors}
+    if kind == "shards":
+        folder = pipelines.parent / "diffusion_models" / "big"
+        folder.mkdir()
+        save_shards(folder, tensors)
+        name = "diffusion_models/big/model-00001-of-00003.safetensors"
+    else:
+        paths_of = unet_names([key.removeprefix(UNET) for key in tensors])
+        called = {f"{path}.weight": UNET + key for path, key in paths_of}
+        folder = save_pipeline(
+            pipelines / "sd15", {"unet": {key: tensors[own] for key, own in called.items()}}
+        )
+        name = "diffusers/sd15"
+    assert base_options(comfy_nodes) == [name]
+    widgets = (name, 1.0, 1.0, "fp32", "merged", "report only")
+    node = comfy_nodes["MergeLyCORIS"]
+    before = node.fingerprint_inputs(*widgets)
+    assert node.validate_inputs(name) is True
+    assert node.validate_inputs("diffusers/../sd15") is not True
+    stack = apply.stack(file_for("lokr", model, LAYERS))
+
+    path, report = bake(name, stack)
+    patched, _, _ = apply(model, stack)
+
+    assert path == output / name.split("/")[0] / "merged"
+    assert f"{len(LAYERS)} of {len(LAYERS)} layers" in report
+    baked = load_shards(path if kind == "shards" else path / "unet")
+    assert baked.keys() == called.keys()
+    with tiny.loaded(patched) as live:
+        for key, weight in baked.items():
+            assert torch.equal(live(called[key].removeprefix("model.")), weight), key
+    save_shards(folder if kind == "shards" else folder / "unet", {key: torch.ones(1) for key in "abc"})
+    assert node.fingerprint_inputs(*widgets) != before

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...io import SafetensorsReader
+from ...model_files import Checkpoint
 from ...ops.rounding import overflow_threshold
 from ...text import Brief, quoted
 from .plan import TensorPlan
@@ -55,7 +55,7 @@ class Unheld(Brief):
         return f"Save in a wider number type (bf16 or fp32), lower the strength, {report}"
 
 
-def unheld(item: TensorPlan, baked: Baked, base: SafetensorsReader) -> Unheld | None:
+def unheld(item: TensorPlan, baked: Baked, base: Checkpoint) -> Unheld | None:
     """What ``item``, as ``baked`` of ``base``, cannot hold; None if it holds everything."""
     reached = baked.extremes.largest
     if reached < overflow_threshold(item.dtype):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..._types import Cancel
 from ...errors import CancelledError, LycorisError
-from ...io import SafetensorsReader
+from ...model_files import Checkpoint
 from ...ops.rounding import STOCHASTIC, overflow_threshold
 from ...ops.rows import row_blocks
 from ...text import Brief, quoted
@@ -46,7 +46,7 @@ class Proof(Brief):
 
 def prove(
     plan: BakePlan,
-    base: SafetensorsReader,
+    base: Checkpoint,
     written: Path,
     weights: Weights,
     device: torch.device,
@@ -59,7 +59,7 @@ def prove(
     """
     changed, copied = _sample(plan)
     worst = (0.0, 0.0, "")
-    with SafetensorsReader(written) as reader:
+    with Checkpoint(written) as reader:
         for item in changed:
             if cancel():
                 raise CancelledError("stopped while the new file was checked: nothing was written")
@@ -112,7 +112,7 @@ def _kind(item: TensorPlan) -> object:
 
 
 def _compare(
-    item: TensorPlan, reader: SafetensorsReader, weights: Weights, device: torch.device, unheld: bool
+    item: TensorPlan, reader: Checkpoint, weights: Weights, device: torch.device, unheld: bool
 ) -> tuple[float, float]:
     """(largest difference, the same in steps of the stored dtype) of one tensor to the live weight.
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from ...io import SafetensorsReader
-from ...model_files import model_record
 from ...network.recipe import source_record
 from .plan import BakePlan
 
@@ -21,10 +19,10 @@ KEY = "lycoris_algos.bake"
 _FINGERPRINTS = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 
 
-def baked_metadata(plan: BakePlan, reader: SafetensorsReader) -> dict[str, str]:
-    """The metadata of the new file: the base's, and the recipe."""
-    old = dict(reader.metadata)
-    base = model_record(reader, plan.base)
+def baked_metadata(plan: BakePlan, record: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of a new file: the ``metadata`` of the base's, and the recipe, with its ``record``."""
+    old = dict(metadata)
+    base = dict(record)
     base.update({name: old.pop(name) for name in _FINGERPRINTS if name in old})
     earlier = old.pop(KEY, None)
     if earlier is not None:

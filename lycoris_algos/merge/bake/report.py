@@ -42,6 +42,8 @@ def bake_report(result: BakeResult) -> str:
             "They are infinite now, no number at all, or cut to the largest there is:",
             *capped([f"  {problem}" for problem in result.unheld]),
         ]
+    if result.left_out:
+        lines.append(f"left out, since they hold the old weights: {listed(result.left_out)}")
     if proof.copied:
         lines.append(f"checked: {proof.copied} of the copied tensors are the same byte for byte")
     if result.redone:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..._types import Cancel, Progress
 from ...errors import BadValueError, CancelledError, FileFormatError, LycorisError
-from ...io import SafetensorsReader, SafetensorsWriter
+from ...model_files import Checkpoint, CheckpointWriter
 from ...ops.workers import Workers, one_thread
 from ...text import Brief, quoted
 from .overflow import Unheld, unheld
@@ -45,6 +45,8 @@ class BakeResult(Brief):
     unheld: tuple[Unheld, ...]
     seconds: float
     size: int
+    #: Files of a folder that were not copied, since they hold the old weights.
+    left_out: tuple[str, ...] = ()
 
 
 def run_bake(
@@ -59,7 +61,8 @@ def run_bake(
 ) -> BakeResult:
     """Writes the checkpoint ``source`` with the changes of ``plan`` to a new file ``target``.
 
-    An existing file is never replaced: the path that was used is in the result. ``progress`` is told
+    ``target`` is a folder where ``source`` is several files. An existing one is never replaced: the path that
+    was used is in the result. ``progress`` is told
     (tensors done, of how many, the next one); ``cancel`` is asked between them, and may raise its own
     exception. Every tensor that is changed or converted is looked at for numbers that its dtype cannot hold:
     BadValueError, or with ``refuse_overflow`` False a line of the report. Raises CancelledError, LycorisError
@@ -68,29 +71,37 @@ def run_bake(
     start = time.perf_counter()
     stop = cancel or (lambda: False)
     place = torch.device(device)
-    with torch.no_grad(), SafetensorsReader(Path(source)) as reader:
-        if reader.header.tensors != plan.header.tensors:
-            raise FileFormatError(
-                f"file {quoted(reader.path.name)}: it was changed since the bake was planned"
-            )
+    with torch.no_grad(), Checkpoint(Path(source)) as base:
+        if base.header.tensors != plan.header.tensors:
+            raise FileFormatError(f"file {quoted(base.path.name)}: it was changed since the bake was planned")
         tensors = {item.info.name: (item.dtype, item.shape) for item in plan.tensors}
         order = [item.info.name for item in plan.tensors]
-        writer = SafetensorsWriter(Path(target), tensors, baked_metadata(plan, reader), order)
+        metadata = partial(baked_metadata, plan, base.record(plan.base))
+        writer = CheckpointWriter(Path(target), base, tensors, order, metadata)
         with writer:
-            redone, lost = _write(plan, reader, writer, place, stop, progress, refuse_overflow)
+            redone, lost = _write(plan, base, writer, place, stop, progress, refuse_overflow)
             known = {problem.name for problem in lost}
             with one_thread():
-                proof = prove(plan, reader, writer.unpublished, Weights(reader, plan), place, stop, known)
+                proof = prove(plan, base, writer.finish(), Weights(base, plan), place, stop, known)
     if progress is not None:
         progress(len(order), len(order), "written and checked")
     seconds = time.perf_counter() - start
-    return BakeResult(writer.path, plan, proof, tuple(redone), tuple(lost), seconds, writer.file_size)
+    return BakeResult(
+        writer.path,
+        plan,
+        proof,
+        tuple(redone),
+        tuple(lost),
+        seconds,
+        writer.file_size,
+        base.files.left_out,
+    )
 
 
 def _write(
     plan: BakePlan,
-    reader: SafetensorsReader,
-    writer: SafetensorsWriter,
+    base: Checkpoint,
+    writer: CheckpointWriter,
     device: torch.device,
     stop: Cancel,
     progress: Progress | None,
@@ -104,17 +115,17 @@ def _write(
     # The workers end first, so nothing is being read any more when the writer finishes or cleans up.
     with Workers(device) as workers:
         # One more than there are workers: a tensor is being written while each makes another.
-        makers = [Weights(reader, plan) for _ in range(workers.count + 1)]
-        for stretch, made in workers.results(partial(_made, device=device), _stretches(plan), makers):
+        makers = [Weights(base, plan) for _ in range(workers.count + 1)]
+        for stretch, made in workers.results(partial(_made, device=device), _stretches(plan, base), makers):
             if stop():
                 raise CancelledError("stopped: nothing was written")
             first, last = stretch[0], stretch[-1]
             if progress is not None:
                 progress(done, len(plan.tensors), first.info.name)
             if made is None:
-                writer.copy(reader, first.info.name, last.info.name)
+                writer.copy(first.info.name, last.info.name)
             else:
-                problem = unheld(first, made.baked, reader)
+                problem = unheld(first, made.baked, base)
                 if problem is not None and refuse_overflow:
                     raise BadValueError(f"{problem}. Nothing was written. {problem.advice}")
                 lost += [] if problem is None else [problem]
@@ -155,13 +166,13 @@ def _made(stretch: list[TensorPlan], weights: Weights, device: torch.device) -> 
         ) from error
 
 
-def _stretches(plan: BakePlan) -> Iterator[list[TensorPlan]]:
-    """The tensors in order: untouched ones that follow each other in the base together, others alone."""
-    places = {name: number for number, name in enumerate(plan.header.tensors)}
+def _stretches(plan: BakePlan, base: Checkpoint) -> Iterator[list[TensorPlan]]:
+    """The tensors in order: untouched ones that follow each other in a file together, others alone."""
+    places = {name: (base.place(name)[0], number) for number, name in enumerate(base)}
     stretch: list[TensorPlan] = []
     size = 0
     for item in plan.tensors:
-        follows = stretch and places[item.info.name] == places[stretch[-1].info.name] + 1
+        follows = stretch and _follows(places[item.info.name], places[stretch[-1].info.name])
         if stretch and not (item.copied and follows and size < _STRETCH):
             yield stretch
             stretch, size = [], 0
@@ -172,3 +183,7 @@ def _stretches(plan: BakePlan) -> Iterator[list[TensorPlan]]:
             yield [item]
     if stretch:
         yield stretch
+
+
+def _follows(place: tuple[str, int], before: tuple[str, int]) -> bool:
+    return place == (before[0], before[1] + 1)

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ...errors import LycorisError, SiblingRowsError
-from ...io import SafetensorsReader, TensorInfo
+from ...io import TensorInfo
+from ...model_files import Checkpoint
 from ...model_files.places import put, row_ranges, seen, swap_halves
 from ...model_files.storage import new_scale, scale_of
 from ...ops.dtypes import compute_dtype
@@ -49,8 +50,8 @@ class Baked(Brief):
 class Weights:
     """Makes tensors of a run, one at a time: the buffers are used again."""
 
-    def __init__(self, reader: SafetensorsReader, plan: BakePlan) -> None:
-        self._reader = reader
+    def __init__(self, base: Checkpoint, plan: BakePlan) -> None:
+        self._base = base
         self._seed = plan.seed
         self._buffers: dict[str, Tensor] = {}
         # Of the largest tensor: a buffer that grows leaves what it was in the allocator of its thread. Memory
@@ -89,7 +90,7 @@ class Weights:
 
     def _wide(self, key: str, device: torch.device, use: str | None = None) -> Tensor:
         """The weight ``key`` as it is in the base, unpacked, in the buffer ``use`` or one of its own."""
-        info = self._reader.header.tensors[key]
+        info = self._base.header.tensors[key]
         dtype = compute_dtype(info.dtype)
         stored = self._read(info, "stored")
         if device.type != "cpu":
@@ -98,10 +99,10 @@ class Weights:
             wide = stored.to(dtype, copy=True)
         else:
             wide = self._buffer(use, info.shape, dtype).copy_(stored)
-        scale = scale_of(key, self._reader.header.tensors)
+        scale = scale_of(key, self._base.header.tensors)
         if scale is not None:
             # A scale is one number; rounding it to the weight's dtype first would change every weight.
-            wide.mul_(self._reader[scale].to(device, dtype).reshape(()))
+            wide.mul_(self._base[scale].to(device, dtype).reshape(()))
         return wide
 
     def _changed_as_stored(self, item: TensorPlan, device: torch.device, extremes: Extremes) -> Tensor:
@@ -118,7 +119,7 @@ class Weights:
 
     def _new_scale(self, item: TensorPlan, wide: Tensor) -> Tensor:
         assert item.scale is not None
-        info = self._reader.header.tensors[item.scale]
+        info = self._base.header.tensors[item.scale]
         number = new_scale(wide, item.dtype)
         return torch.full(info.shape, number, dtype=info.dtype, device=wide.device)
 
@@ -132,7 +133,7 @@ class Weights:
 
     def _read(self, info: TensorInfo, use: str) -> Tensor:
         stored = self._buffer(use, info.shape, info.dtype)
-        self._reader.read_into(info.name, stored)
+        self._base.read_into(info.name, stored)
         return stored
 
     def _buffer(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -25,7 +26,6 @@ from lycoris_algos.io import (
     read_all,
     read_header,
     save_tensors,
-    writer,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -211,12 +211,12 @@ def test_a_full_disk_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1_500_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1_500_000))
     with pytest.raises(LycorisError, match=r"no space left .* needs 2\.0 MB, there is 1\.5 MB"):
         save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(500_000)})
     assert names(tmp_path) == []
     # A file system that reports nothing is no full disk.
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage(0, 0, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 0))
     save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(500_000)})
 
 
