@@ -23,7 +23,7 @@ def _combo(name: str, options: list[str], default: str, tooltip: str) -> Any:
 
 
 def _rank(name: str, default: int, what: str) -> Any:
-    tooltip = f"For '{_FIXED}' only: the rank of {what}."
+    tooltip = f"For 'fixed rank' only: the rank of {what}."
     return socket(io.Int, name, default=default, min=1, max=4096, tooltip=tooltip)
 
 
@@ -66,7 +66,7 @@ def _widgets() -> list[Any]:
             list(MODES),
             _FIXED,
             "How the rank of each layer is found. energy keeps a share of each layer's change, "
-            f"'{_NOISE_FLOOR}' what stands out of the rounding noise, size fills a file of size_mb.",
+            "'noise floor' what stands out of the rounding noise, size fills a file of size_mb.",
         ),
         _rank("linear_rank", 32, "linear layers and 1×1 convolutions"),
         _rank("conv_rank", 16, "larger convolutions"),
@@ -79,7 +79,7 @@ def _widgets() -> list[Any]:
             min=0.01,
             max=100000.0,
             step=0.1,
-            tooltip=f"For '{_SIZE}' only: the size of the whole file in megabytes.",
+            tooltip="For 'size' only: the size of the whole file in megabytes.",
         ),
         socket(
             io.Int,

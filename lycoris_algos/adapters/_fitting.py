@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from ..ops.lowrank import range_svd, sketchable
+from ..ops.lowrank import leading_values
 from ..ops.ranks import RankKind, RankRule
 from ..structures import Structure
 from ..text import Brief
@@ -28,7 +28,8 @@ class FitRequest(Brief):
     ``numbers_per_rank``. ``like`` is an algorithm whose sizes are to be kept, and ``factor`` LyCORIS' size
     of a LoKr's first factor (−1 its default, 0 free). ``tucker`` asks for Tucker kernels of convolutions.
     ``weight`` is W as a matrix, for what is stored relative to it. ``sizes`` are those of a ``Price`` and
-    count in the place of the rule. ``most`` is how many ranks are priced, 0 for all.
+    count in the place of the rule. ``most`` is how many ranks are priced, 0 for all; with ``rivals`` what
+    cannot compete with a LoRA need not be priced.
     """
 
     change: Structure
@@ -40,6 +41,7 @@ class FitRequest(Brief):
     weight: Tensor | None = None
     sizes: tuple[int, ...] = ()
     most: int = 0
+    rivals: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -62,22 +64,12 @@ class FitRequest(Brief):
     @cached_property
     def values(self) -> Tensor:
         """The singular values of the change, the largest first: the first ``most`` at least."""
-        return leading_values(self.change, self.most)
+        return _leading(self.change, self.most)
 
     @cached_property
     def energy(self) -> float:
         """The sum of the squares of the change."""
         return self.change.norm() ** 2
-
-
-def leading_values(change: Structure, most: int) -> Tensor:
-    """The ``most`` largest singular values of ``change`` (0: all of them)."""
-    if most and not change.exact_rank:
-        matrix = change.delta()
-        if sketchable(matrix, most):
-            return range_svd(matrix, most)[1]
-    values = change.spectrum()
-    return values[:most] if most else values
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,5 +114,13 @@ def lora_energy(request: FitRequest, numbers: int) -> float:
         return 1.0
     if not ranks:
         return 0.0
-    values = leading_values(request.change, ranks)
+    values = _leading(request.change, ranks)
     return min(1.0, float(values.double().square().sum()) / request.energy)
+
+
+def _leading(change: Structure, most: int) -> Tensor:
+    """The ``most`` largest singular values of ``change`` (0: all of them)."""
+    if most and not change.exact_rank:
+        return leading_values(change.delta(), most)
+    values = change.spectrum()
+    return values[:most] if most else values

@@ -24,11 +24,11 @@ from torch import Tensor
 from ..errors import ShapeMismatchError
 from ..ops.directions import first_scales, fit_directions
 from ..ops.dtypes import common_dtype
-from ..ops.lowrank import leading_svd
+from ..ops.lowrank import leading_svd, leading_values
 from ..ops.ranks import ranked_svd
-from ..structures import ColumnDecomposed, Dense, RowDecomposed, Structure
+from ..structures import ColumnDecomposed, RowDecomposed, Structure
 from ._base import Magnitude
-from ._fitting import FitRequest, Fitted, Price, leading_values
+from ._fitting import FitRequest, Fitted, Price
 from ._keys import KeySpec
 from ._stored import tensor
 from .lora import LoRA
@@ -97,17 +97,19 @@ class DoRA(Magnitude):
         """Where some of the change is one of lengths: bounds, by the lengths that suit W alone."""
         if request.weight is None:
             return []
-        weight, tuned = _both(request)
-        along = (weight * (tuned - weight)).sum(1).square() / weight.square().sum(1).clamp_min(1e-30)
-        if float(along.sum()) < _ALONG * request.energy:
+        change = request.change.delta()
+        weight = request.weight.to(change).reshape(change.shape)
+        lengths = torch.linalg.vector_norm(weight, dim=1).clamp_min(1e-30)
+        along = torch.einsum("oc,oc->o", weight, change) / lengths
+        if float(along.square().sum()) < _ALONG * request.energy:
             return []
+        tuned = weight + change
         rows, columns = request.size
         scales = first_scales(weight, tuned)
         rest = scales[:, None] * tuned - weight
         back = float(scales.abs().clamp_min(1e-6).reciprocal().square().max())
-        lost = rest.double().square().sum() - leading_values(
-            Dense(rest), request.most
-        ).double().square().cumsum(0)
+        known = leading_values(rest, request.most or min(rest.shape)).double().square().cumsum(0)
+        lost = rest.double().square().sum() - known
         return [
             Price(rank * (rows + columns) + rows, request.energy - back * max(0.0, float(own)), (rank,))
             for rank, own in enumerate(lost.tolist(), 1)

@@ -34,7 +34,7 @@ from ._trainers import rank_stabilised
 
 # What tells whether a change is worth the time of a fit: one of this rank to so many rows and columns of it
 # has to lose less than this share of what a LoRA of its size loses.
-_PROBE, _CORNER, _WORTH = 4, 96, 0.95
+_PROBE, _CORNER, _SWEEPS, _WORTH = 4, 96, 10, 0.95
 # The largest rank that is priced.
 _PRICED = 16
 
@@ -158,7 +158,7 @@ class LoHa(Algorithm):
         """
         rows, columns = request.size
         corner = request.change.delta()[:_CORNER, :_CORNER]
-        a1, b1, a2, b2 = fit_hadamard(corner, _PROBE, starts=2)
+        a1, b1, a2, b2 = fit_hadamard(corner, _PROBE, _SWEEPS, starts=2)
         left = gram_spectrum(corner)[2 * _PROBE :].square().sum()
         if not float((corner - (a1 @ b1) * (a2 @ b2)).double().square().sum()) < _WORTH * float(left):
             return []

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from ..errors import BadValueError
 from ..ops.dtypes import solving, times
-from ..ops.kronecker import nearest_kronecker
-from ..ops.lowrank import best_factors, gram_spectrum
+from ..ops.kronecker import kronecker_share, nearest_kronecker
+from ..ops.lowrank import best_factors, gram_spectrum, leading_values
 from ..ops.ranks import COUNTED, RankKind, choose
 from ..ops.tucker import absorb_input
 from ..structures import Dense, Kronecker, LowRank
 from ._base import FLOAT, Algorithm, Base, Shape, scale
-from ._fitting import FitRequest, Fitted, Price, leading_values, lora_energy
+from ._fitting import FitRequest, Fitted, Price, lora_energy
 from ._keys import KeySpec
 from ._peft import folded, scaled_by_peft
 from ._range import filling_range
@@ -283,16 +283,22 @@ class LoKr(Algorithm):
         """Of every size of w1, w2 whole and with each rank that is smaller."""
         matrix = request.change.delta()
         asked = cls._asked_size(request)
+        # What a LoRA of rank one keeps; where even that is more, no size of a LoKr can compete.
+        least = float(request.values[0]) ** 2 if request.rivals else 0.0
         offers = []
         for size in [asked] if asked is not None else _sizes(*_split(request)):
             if max(size) == 1:
                 continue  # w2 is the change itself
+            if request.rivals and kronecker_share(matrix, *size) * request.energy < least:
+                continue
             w1, w2 = nearest_kronecker(matrix, *size)
             first = float(w1.double().square().sum())
             offers.append(
                 Price(w1.numel() + w2.numel(), first * float(w2.double().square().sum()), (*size, 0))
             )
-            kept = (leading_values(Dense(w2), request.most).double().square().cumsum(0) * first).tolist()
+            kept = (
+                leading_values(w2, request.most or min(w2.shape)).double().square().cumsum(0) * first
+            ).tolist()
             offers += [
                 Price(w1.numel() + rank * sum(w2.shape), energy, (*size, rank))
                 for rank, energy in enumerate(kept, 1)

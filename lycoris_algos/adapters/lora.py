@@ -139,7 +139,7 @@ class LoRA(Algorithm):
         kernel = request.kernel
         if request.tucker and kernel > 1:
             inputs = columns // kernel
-            kept = tucker_energy(request.change.delta().reshape(rows, inputs, kernel))
+            kept = tucker_energy(request.change.delta().reshape(rows, inputs, kernel), request.values)
             ranks = range(1, len(kept) + 1)
             numbers = [rank * (rows + inputs + rank * kernel) for rank in ranks]
         else:

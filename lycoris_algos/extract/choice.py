@@ -35,7 +35,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
 }
 _LOKR_LOW_RANK = ("lokr_w1", "lokr_w2_a", "lokr_w2_b", "alpha")
 # Ranks that are priced: of a LoRA that has its even share of a budget, so many times as many, and these.
-_TIMES, _LEAST = 4, 64
+_TIMES, _LEAST = 4, 48
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def priced_ranks(plan: ExtractPlan, parameter: ParameterPlan) -> int:
     """How many ranks of ``parameter`` are worth a price; 0 for all."""
     rule = plan.rule(parameter)
     if rule.kind is RankKind.FIXED:
-        return max(_LEAST, _TIMES * int(rule.value))
+        return max(_LEAST, math.ceil(1.5 * rule.value))
     if rule.kind is not RankKind.BUDGET:
         return 0
     per_rank = sum(sum(p.size) for p in plan.parameters if not p.is_vector) * plan.options.dtype.itemsize

@@ -27,7 +27,7 @@ from ..structures import Dense, pays
 from ..text import Brief, quoted
 from .choice import Choice, Comparison, Quote, choices, priced_ranks, quote
 from .forms import asked, fits
-from .options import DORA, FULL
+from .options import AUTO, DORA, FULL
 from .plan import TITLES, ExtractPlan, ParameterPlan
 from .recipe import extracted_metadata
 from .report import Extracted
@@ -162,6 +162,7 @@ class _Run(Brief):
             factor=plan.options.factor,
             weight=change.weight,
             most=priced_ranks(plan, parameter) if plan.options.priced else 0,
+            rivals=plan.options.algorithm == AUTO,
         )
 
     # ---- what it would take ---------------------------------------------------------------------

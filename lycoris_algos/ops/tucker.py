@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .lowrank import gram_spectrum, leading_svd
+from .lowrank import leading_svd, leading_values
 
 _SWEEPS = 2
 
@@ -40,13 +40,14 @@ def fit_tucker(tensor: Tensor, rank: int, sweeps: int = _SWEEPS) -> tuple[Tensor
     return up.contiguous(), core.contiguous(), down.T.contiguous()
 
 
-def tucker_energy(tensor: Tensor) -> list[float]:
-    """Σ of squares of ``tensor`` (o, i, k) that ``fit_tucker`` keeps at least, for ranks 1, 2, … o or i.
+def tucker_energy(tensor: Tensor, values: Tensor) -> list[float]:
+    """Σ of squares of ``tensor`` (o, i, k) that ``fit_tucker`` keeps at least, for ranks 1, 2, …
 
-    What is lost is no more than what each side loses alone, added up.
+    ``values`` are the first singular values of the outputs' unfolding (o, i·k), of which as many count. What
+    is lost is no more than what each side loses alone, added up.
     """
-    sides = [gram_spectrum(side.flatten(1)).square() for side in (tensor, tensor.transpose(0, 1))]
-    total = float(sides[0].sum())
-    most = min(tensor.shape[:2])
-    lost = sum((side.sum() - side.cumsum(0))[:most] for side in sides)
-    return [max(0.0, total - float(tail)) for tail in lost]  # type: ignore[union-attr]
+    total = float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+    most = min(values.numel(), *tensor.shape[:2])
+    others = leading_values(tensor.transpose(0, 1).flatten(1), most)
+    kept = sum(side[:most].double().square().cumsum(0).clamp_max(total) for side in (values, others))
+    return [max(0.0, float(both) - total) for both in kept]  # type: ignore[union-attr]

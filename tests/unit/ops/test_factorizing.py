@@ -94,13 +94,14 @@ def test_of_a_dense_matrix_by_its_gram_matrix(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("rank", [1, 8, 32])
-def test_a_sketch_is_within_one_percent_of_the_best(spectrum: str, rank: int) -> None:
+def test_a_sketch_is_within_half_a_percent_of_the_best(spectrum: str, rank: int) -> None:
     values = SPECTRA[spectrum](300)
     matrix = with_spectrum((400, 300), values)
     u, s, vh = range_svd(matrix, rank)
     error = np.linalg.norm(matrix.double().numpy() - rebuilt(u, s, vh))
     best = float(values.double()[rank:].square().sum().sqrt())
-    assert error <= 1.01 * best + 1e-5
+    assert error <= 1.005 * best + 1e-5
+    assert (s.double() <= values.double()[:rank] * (1 + 1e-5)).all()
     again = range_svd(matrix, rank)
     assert all(torch.equal(a, b) for a, b in zip((u, s, vh), again, strict=True))
 

@@ -1,4 +1,4 @@
-"""``add_kron_rows_`` against numpy's kron, for every way in which rows can lie across its blocks."""
+"""``add_kron_rows_`` against numpy's kron, for every way in which rows can lie across its blocks; shares."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lycoris_algos.ops.kronecker import add_kron_rows_
+from lycoris_algos.ops.kronecker import add_kron_rows_, kronecker_share, nearest_kronecker
 
 small = st.integers(1, 5)
 
@@ -63,3 +63,17 @@ def test_factors_that_are_views() -> None:
     rows = torch.zeros(12, 10, dtype=torch.float64)
     add_kron_rows_(rows, 0, a.T.contiguous().T, b.T.contiguous().T, 1.0)
     assert np.allclose(rows.numpy(), exact(a, b), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (4, 4), (8, 16)])
+@pytest.mark.parametrize("noise", [0.0, 0.5, 3.0])
+def test_the_share_of_the_nearest_product_is_told_without_it(rows: int, columns: int, noise: float) -> None:
+    first, second = torch.randn(rows, columns), torch.randn(256 // rows, 320 // columns)
+    matrix = torch.kron(first, second) + noise * torch.randn(256, 320)
+    w1, w2 = nearest_kronecker(matrix, rows, columns)
+    kept = float(w1.square().sum() * w2.square().sum() / matrix.square().sum())
+    told = kronecker_share(matrix, rows, columns)
+    assert 0.85 * kept <= told <= min(1.0, kept + 0.4)
+    if noise == 0.0:
+        assert told == pytest.approx(1.0, abs=1e-4)
+    assert kronecker_share(torch.zeros(8, 8), 2, 2) == 1.0
