@@ -2,7 +2,7 @@
 # deletes; see tests/support/lab. Without make: PYTHONPATH=tests/support python3 -m lab.install, and so on.
 #
 #   PYTHON=python3.12      the interpreter to make the lab with
-#   LYCORIS_LAB=/else      another place for the lab (6 GB)
+#   LYCORIS_LAB=/else      another place for the lab (10 GB)
 #   COMFYUI_PATH=/ComfyUI  test against that ComfyUI instead of the bundled 0.3.75
 #   PORT=8188              for serve
 #   PYTEST_ARGS="-k lokr"  for test

@@ -43,6 +43,27 @@ def test_an_interrupted_install_is_not_stamped(tmp_path: Path) -> None:
     assert not again.is_current("dev", "1")
 
 
+def test_what_pip_says_is_seen_and_a_failure_has_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(paths, "LAB", tmp_path)
+
+    with pytest.raises(install.InstallError, match=r"above and in .*pip\.log"):
+        install._pip("install", "--no-index", "there-is-no-such-package")
+
+    assert "there-is-no-such-package" in "".join(capfd.readouterr())
+    assert "there-is-no-such-package" in (tmp_path / "pip.log").read_text("utf-8")
+
+
+@pytest.mark.parametrize("dev", [True, False])
+def test_the_first_run_says_what_it_brings(dev: bool) -> None:
+    text = install._announcement(dev=dev)
+
+    assert str(paths.LAB) in text
+    assert "GB" in text
+    assert ("developers" in text) is dev
+
+
 @pytest.mark.parametrize("name", workflows.names())
 def test_the_plain_workflow_has_the_models_straight_from_the_loader(name: str) -> None:
     prompt = workflows.load(name)

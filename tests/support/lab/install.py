@@ -35,6 +35,8 @@ HERE = Path(__file__).resolve().parent
 HOST_REQUIREMENTS = HERE / "requirements-host.txt"
 DEV_REQUIREMENTS = HERE / "requirements-dev.txt"
 OLDEST_PYTHON = (3, 10)
+LAB_GB = 10
+"""What the lab takes on a disk in the end, with the models of the tests."""
 
 
 class InstallError(Exception):
@@ -94,6 +96,8 @@ def install(*, dev: bool, console: Console | None = None) -> None:
     if not paths.COMFYUI_IS_OURS and not (paths.COMFYUI / "main.py").is_file():
         raise InstallError(f"COMFYUI_PATH is {paths.COMFYUI}, but there is no main.py in it.")
     stamp = Stamp(paths.LAB / "installed.json")
+    if not paths.venv_python().is_file():
+        print(_announcement(dev=dev), flush=True)
     _ensure_venv(stamp, console)
     host = HOST_REQUIREMENTS if paths.COMFYUI_IS_OURS else paths.COMFYUI / "requirements.txt"
     _ensure_packages("host", host, "torch, torchvision and ComfyUI's packages (6 GB)", stamp, console)
@@ -101,6 +105,20 @@ def install(*, dev: bool, console: Console | None = None) -> None:
         _ensure_packages("dev", DEV_REQUIREMENTS, "the developers' packages", stamp, console)
     if paths.COMFYUI_IS_OURS:
         _ensure_comfyui(stamp, console)
+
+
+def _announcement(*, dev: bool) -> str:
+    """What the first run puts on the disk, and about how long that takes."""
+    of_linux = sys.platform.startswith("linux")
+    packages = "6.5 GB, with PyTorch's CUDA libraries" if of_linux else "1 GB"
+    lines = [
+        f"This first run downloads what follows into {paths.LAB} (`make clean` deletes it); at 100 Mbit/s:",
+        f"  PyTorch and ComfyUI's packages   about {packages}, {'10' if of_linux else '3'} minutes",
+        *(["  the developers' packages         about 0.3 GB, 1 minute"] if dev else []),
+        "  ComfyUI 0.3.75                   about 0.1 GB, half a minute" if paths.COMFYUI_IS_OURS else "",
+        "Later runs find all of it there.",
+    ]
+    return "\n".join(line for line in lines if line) + "\n"
 
 
 def _ensure_venv(stamp: Stamp, console: Console) -> None:
@@ -189,21 +207,24 @@ def unpack(archive: Path, prefix: str, target: Path, skip: set[str]) -> int:
 
 
 def _pip(*arguments: str) -> None:
-    """Run the lab's pip, silent unless it fails."""
-    command = [str(paths.venv_python()), "-m", "pip", "-qq", "--disable-pip-version-check"]
-    result = _run([*command, *arguments])
-    if result.returncode == 0:
+    """Run the lab's pip, which tells the terminal how far it is."""
+    log = paths.LAB / "pip.log"
+    log.unlink(missing_ok=True)
+    options = ["--disable-pip-version-check", "--log", str(log)]
+    command = [str(paths.venv_python()), "-m", "pip", *options, *arguments]
+    if subprocess.run(command, env=_environment(), check=False).returncode == 0:
+        log.unlink(missing_ok=True)
         return
-    output, report = result.stdout + result.stderr, _tail(result)
-    if "No module named pip" in output:
+    output = log.read_text("utf-8", errors="replace") if log.is_file() else ""
+    if not output:
         advice = f"There is no pip in {paths.VENV}: delete that folder and try again."
     elif "No space left" in output:
-        advice = f"The disk is full: the lab needs about 7 GB in {paths.LAB}."
+        advice = f"The disk is full: the lab needs about {LAB_GB} GB in {paths.LAB}."
     elif _looks_offline(output):
         advice = "The package index could not be reached: check the network, then run this again."
     else:
-        advice = "pip could not install what the lab needs:"
-    raise InstallError(f"{advice}\n{report}")
+        advice = f"pip could not install what the lab needs; what it said is above and in {log}."
+    raise InstallError(advice)
 
 
 def _looks_offline(output: str) -> bool:
@@ -218,10 +239,13 @@ def _looks_offline(output: str) -> bool:
     return any(sign in output for sign in signs)
 
 
+def _environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+
+
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, errors="replace", check=False
+        command, env=_environment(), capture_output=True, text=True, errors="replace", check=False
     )
 
 
