@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
 
+from ..io import gathered
 from ..ops.dtypes import STORED_DTYPES
 from ..text import quoted, single_line
 
 DTYPES: dict[str, torch.dtype] = {name.replace(" ", "-"): dtype for name, dtype in STORED_DTYPES.items()}
 #: Columns of texts that argparse does not wrap.
 WIDTH = 79
+#: What files that may hold adapters end in.
+MODEL_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".bin")
 
 
 def wrapped(text: str) -> str:
@@ -37,6 +40,20 @@ def stack_argument(parser: argparse.ArgumentParser) -> None:
 def output_argument(parser: argparse.ArgumentParser) -> None:
     """``-o FILE``: what is written."""
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="never replaced")
+
+
+def batch_arguments(parser: argparse.ArgumentParser) -> None:
+    """``FILE …`` and folders of them, all of whose results go into the folder ``-o``."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files, or folders of them")
+    parser.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="FOLDER", help="made if it is not there"
+    )
+    parser.add_argument("--recursive", action="store_true", help="also files in folders within the folders")
+
+
+def batch_files(args: argparse.Namespace, suffixes: Collection[str] = MODEL_SUFFIXES) -> list[Path]:
+    """The files that ``batch_arguments`` name."""
+    return gathered(args.files, suffixes, recursive=args.recursive)
 
 
 def base_argument(parser: argparse.ArgumentParser, use: str, *aliases: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._part import PartFolder
 from ._space import explaining_writes, require_space
+from .batches import free_together, gathered, name_and_step
 from .files import read_tensors
 from .header import MAX_TENSORS, Header, TensorInfo, parse_header, read_header
 from .metadata import base_model, facts, network_args, title, trigger_words
@@ -31,10 +32,13 @@ __all__ = [
     "base_model",
     "explaining_writes",
     "facts",
+    "free_together",
+    "gathered",
     "index_bytes",
     "index_of_shard",
     "is_first_shard",
     "is_shard",
+    "name_and_step",
     "network_args",
     "parse_header",
     "read_all",

@@ -4,7 +4,7 @@ One file per concern: ``places`` where numbers are, ``names`` what a path may me
 model (its diffusion model, or its text encoders), ``index`` both halves, ``overlaps`` which layers of a file
 meet there, ``families`` whether the file was made for it, ``spelling`` from places back to names. Of files:
 ``files`` which of them a model is made of, ``opened`` and ``written`` all of them as one, ``checkpoint``
-their index, ``unet`` and ``text_encoders`` what they call their layers, ``storage`` how they store weights,
+their index, ``text_encoders`` what they call the layers of those, ``storage`` how they store weights,
 ``fingerprint`` what tells them apart. ``known`` is what a whole model answers to those who combine or save
 adapters, ``base_file`` one that is read from its files.
 """

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 
 from ..io import TensorInfo
 from ..models import diffusers_names_in, names_in, native_names_in
+from ..models.unet import original_names, unet_names
 from .index import ModelIndex
 from .layers import LayerIndex, Paths
 from .names import NameIndex
 from .places import Shapes, Spot, Spots, family_spot
 from .storage import hides_shape, is_companion, refuse_file
 from .text_encoders import UNNAMED, Encoder, encoder_paths, encoders
-from .unet import original_names, unet_names
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from .adapter_set import AdapterSet, Unmatched
 from .content import content_hash, to_tensors
 from .convert import convert
+from .hcp import from_hcp, to_hcp
 from .load import from_tensors, load
 from .rank import with_rank
 from .respelling import Part
@@ -17,9 +18,11 @@ __all__ = [
     "Unmatched",
     "content_hash",
     "convert",
+    "from_hcp",
     "from_tensors",
     "load",
     "save",
+    "to_hcp",
     "to_tensors",
     "with_rank",
 ]

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lycoris_algos.model_files.unet import unet_names
+from lycoris_algos.models.unet import unet_names
 
 UNET = "model.diffusion_model."
 BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"

@@ -11,8 +11,8 @@ from folders import save_pipeline
 
 from lycoris_algos import from_tensors
 from lycoris_algos.model_files import BaseFile, Checkpoint, Spot, index_checkpoint, index_header
-from lycoris_algos.model_files.unet import original_names, unet_names
 from lycoris_algos.models import diffusers_names_in, native_names_in
+from lycoris_algos.models.unet import original_names, unet_names
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -2,7 +2,8 @@
 
 The original code numbers blocks through (``input_blocks.7.1``), diffusers counts residual blocks and
 attentions within each level (``down_blocks.2.attentions.0``). How many there are in a level is read off the
-keys: a level ends with its downsampler, or on the way up with its upsampler.
+keys: a level ends with its downsampler, or on the way up with its upsampler. Both have few words, so that a
+flattened path can be told apart again, and SDXL has one layout.
 """
 
 from __future__ import annotations
@@ -32,6 +33,30 @@ _DIFFUSERS_BLOCK = re.compile(
     r"((?:down_blocks\.\d+|up_blocks\.\d+|mid_block)"
     r"\.(?:resnets\.\d+|attentions\.\d+|(?:down|up)samplers\.0\.conv))\.?(.*)"
 )
+_REST_OF_DIFFUSERS = {path: own for own, paths in _REST.items() for path in paths}
+# Names of modules that have underscores of their own, and others.
+_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        down_blocks up_blocks mid_block transformer_blocks to_q to_k to_v to_out proj_in proj_out
+        time_emb_proj conv_shortcut conv_in conv_out conv_norm_out time_embedding add_embedding
+        class_embedding linear_1 linear_2 input_blocks middle_block output_blocks time_embed label_emb
+        in_layers out_layers emb_layers skip_connection text_model self_attn q_proj k_proj v_proj out_proj
+        layer_norm1 layer_norm2 final_layer_norm token_embedding position_embedding text_projection
+        """,
+    )
+)
+_SINGLE_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        attentions resnets downsamplers upsamplers conv conv1 conv2 norm norm1 norm2 norm3 attn1 attn2 ff
+        net proj op out encoder layers mlp fc1 fc2 embeddings
+        """,
+    )
+)
+_WORD = re.compile(rf"(?<![^_])(?:{'|'.join(sorted(_WORDS, key=len, reverse=True))})(?![^_])")
 _BLOCK = re.compile(r"((?:input|output)_blocks\.\d+|middle_block)\.(\d+)\.(.+)")
 
 
@@ -54,17 +79,39 @@ def original_names(inside: Collection[str]) -> Iterator[tuple[str, str]]:
     if "conv_in.weight" not in inside or not any(key.startswith("down_blocks.") for key in inside):
         return
     roots = _original_roots(inside)
-    rest = {path: own for own, paths in _REST.items() for path in paths}
     for key in inside:
-        path = key.removesuffix(".weight")
-        if path == key:
-            continue
-        match = _DIFFUSERS_BLOCK.fullmatch(path)
-        if path in rest:
-            yield rest[path], key
-        elif match is not None and match[1] in roots:
-            inner = match[2]
-            yield f"{roots[match[1]]}.{_RESNET_INNER.get(inner, inner)}".rstrip("."), key
+        path = _original(key.removesuffix(".weight"), roots) if key.endswith(".weight") else None
+        if path is not None:
+            yield path, key
+
+
+def sdxl_original(path: str) -> str | None:
+    """What the original code calls the layer ``path`` of diffusers' UNet of SDXL; None if it has none."""
+    return _original(path, _SDXL_ROOTS)
+
+
+def sdxl_diffusers(path: str) -> str | None:
+    """What diffusers calls the layer ``path`` of SDXL's UNet in the original code; None if it has none."""
+    roots = {original: diffusers for diffusers, original in _SDXL_ROOTS.items()}
+    return next(_paths(path, roots), None)
+
+
+def dotted(flat: str) -> str | None:
+    """The path that is ``flat`` with underscores for dots, in a UNet or CLIP; None if it has other words."""
+    parts = _WORD.sub(lambda match: match[0].replace("_", "-"), flat).split("_")
+    if not all(part.isdigit() or part in _SINGLE_WORDS or part.replace("-", "_") in _WORDS for part in parts):
+        return None
+    return ".".join(parts).replace("-", "_")
+
+
+def _original(path: str, roots: Mapping[str, str]) -> str | None:
+    """The original code's path of a module of diffusers."""
+    if path in _REST_OF_DIFFUSERS:
+        return _REST_OF_DIFFUSERS[path]
+    match = _DIFFUSERS_BLOCK.fullmatch(path)
+    if match is None or match[1] not in roots:
+        return None
+    return f"{roots[match[1]]}.{_RESNET_INNER.get(match[2], match[2])}".rstrip(".")
 
 
 def _original_roots(inside: Collection[str]) -> dict[str, str]:
@@ -155,3 +202,19 @@ def _paths(module: str, roots: Mapping[str, str]) -> Iterator[str]:
             rest = _RESNET.get(rest, rest)
             yield f"{root}.{rest}" if rest else root
             return
+
+
+def _sdxl_modules() -> Iterator[str]:
+    """The modules of SDXL's blocks, as diffusers calls them."""
+    for side, count, sampler, attended in (
+        ("down_blocks", 2, "downsamplers", (1, 2)),
+        ("up_blocks", 3, "upsamplers", (0, 1)),
+    ):
+        for level in range(3):
+            kinds = ("resnets", "attentions") if level in attended else ("resnets",)
+            yield from (f"{side}.{level}.{kind}.{number}" for kind in kinds for number in range(count))
+            if level < 2:
+                yield f"{side}.{level}.{sampler}.0.conv"
+
+
+_SDXL_ROOTS = _original_roots(list(_sdxl_modules()))
