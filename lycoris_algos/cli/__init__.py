@@ -25,6 +25,8 @@ COMMANDS = {
     "combine": "several adapter files into one, or one resized",
     "extract": "an adapter file out of two models",
     "convert": "an adapter file in another number type, dialect or strength",
+    "pack": "embeddings into adapter files",
+    "unpack": "embeddings of adapter files into files of their own",
     "to-hcp": "adapter files as HCP-Diffusion has them",
     "from-hcp": "HCP-Diffusion's files as adapter files",
 }

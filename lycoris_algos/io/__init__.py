@@ -8,6 +8,7 @@ from .batches import free_together, gathered, name_and_step
 from .files import read_tensors
 from .header import MAX_TENSORS, Header, TensorInfo, parse_header, read_header
 from .metadata import base_model, facts, network_args, title, trigger_words
+from .names import possible_name
 from .reader import SafetensorsReader, read_all
 from .shards import (
     ShardIndex,
@@ -41,6 +42,7 @@ __all__ = [
     "name_and_step",
     "network_args",
     "parse_header",
+    "possible_name",
     "read_all",
     "read_header",
     "read_index",

@@ -5,6 +5,7 @@ from .content import content_hash, to_tensors
 from .convert import convert
 from .hcp import from_hcp, to_hcp
 from .load import from_tensors, load
+from .packing import load_embedding, pack, unpack
 from .rank import with_rank
 from .respelling import Part
 from .save import save
@@ -21,8 +22,11 @@ __all__ = [
     "from_hcp",
     "from_tensors",
     "load",
+    "load_embedding",
+    "pack",
     "save",
     "to_hcp",
     "to_tensors",
+    "unpack",
     "with_rank",
 ]

@@ -22,8 +22,10 @@ from .adapter_set import Unmatched
 Embeddings = Mapping[str, Mapping[str, Tensor]]
 
 PREFIX = "bundle_emb."
-# Parts that do not say which encoder they are for; "" is a key without a part.
-_OPEN_PARTS = ("emb_params", "")
+#: What programs call vectors of which nothing says for which encoder they are.
+OPEN_PART = "emb_params"
+# Parts that do not say that; "" is a key without a part.
+_OPEN_PARTS = (OPEN_PART, "")
 _TABLE = "string_to_param."
 _OUTPUT = "_out"
 _ENCODERS = r"clip_[lgh]|t5(?:xxl)?|llama|gemma|qwen|mistral"
@@ -66,6 +68,11 @@ def embedding_tensors(embeddings: Embeddings) -> dict[str, Tensor]:
 def embedding_key(name: str, part: str) -> str:
     """The key of a file for the vectors ``part`` of the embedding ``name``."""
     return f"{PREFIX}{name}.{part}" if part else PREFIX + name
+
+
+def is_part(part: str) -> bool:
+    """Whether it is a known name for vectors of an embedding."""
+    return _PART.fullmatch(f".{part}") is not None
 
 
 def encoder_of(part: str) -> str | None:

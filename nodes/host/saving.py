@@ -7,7 +7,6 @@ what was written is remembered by the node's widgets, and their fingerprint chan
 from __future__ import annotations
 
 import errno
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,16 +15,8 @@ from pathlib import Path
 import folder_paths
 
 from ...lycoris_algos import LycorisError
+from ...lycoris_algos.io import possible_name
 from ...lycoris_algos.text import quoted
-
-_FORBIDDEN = frozenset('<>:"|?*')
-# Names of devices on Windows, whatever follows after a dot; it takes ¹, ² and ³ for digits.
-_PORTS = (f"{device}{digit}" for device in ("com", "lpt") for digit in "0123456789¹²³")
-_RESERVED = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$", "clock$", *_PORTS})
-# File systems take 255 bytes (or as many pairs of bytes), and a counter, the suffix and what marks an
-# unfinished file come to a name.
-_MAX_PART = 120
-_MAX_BYTES = 200
 
 
 def output_path(folder: str, prefix: str, suffix: str = ".safetensors") -> Path:
@@ -34,7 +25,7 @@ def output_path(folder: str, prefix: str, suffix: str = ".safetensors") -> Path:
     Nothing is made. Raises LycorisError where a link would lead out of the output folder.
     """
     root = Path(folder_paths.get_output_directory()) / folder
-    parts = [part for part in map(_safe, prefix.replace("\\", "/").split("/")) if part]
+    parts = [part for part in map(possible_name, prefix.replace("\\", "/").split("/")) if part]
     path = root.joinpath(*(parts or ["lycoris"]))
     if path.suffix == suffix:
         path = path.with_suffix("")
@@ -80,15 +71,6 @@ def _why(error: OSError) -> str:
     if error.errno == errno.ENAMETOOLONG or isinstance(error, FileNotFoundError):
         return "its name is too long, choose a shorter one"
     return f"the system reports: {error.strerror or error}"
-
-
-def _safe(part: str) -> str:
-    """One component of a path with nothing in it that a file system takes for more than a name."""
-    kept = "".join(
-        c for c in part[: 2 * _MAX_PART] if c not in _FORBIDDEN and unicodedata.category(c)[0] != "C"
-    )
-    kept = kept[:_MAX_PART].encode()[:_MAX_BYTES].decode(errors="ignore").strip(" .")
-    return f"_{kept}" if kept.split(".")[0].rstrip().lower() in _RESERVED else kept
 
 
 class _Written:
