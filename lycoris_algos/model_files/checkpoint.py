@@ -149,11 +149,12 @@ def model_paths_of(inside: Shapes, prefix: str) -> Paths:
     """
     own = {Spot(prefix + key): key.removesuffix(".weight") for key in inside}
     diffusers: dict[Spot, str] = {}
-    native = dict(_native_spots(inside, prefix))
+    native = list(_native_spots(inside, prefix))
     if native:
         component = "unet" if "conv_in.weight" in inside else "transformer"
         diffusers = {spot: f"{component}.{path}" for spot, path in own.items()}
-        return Paths({spots[0]: path for path, spots in native.items() if len(spots) == 1}, diffusers)
+        # The first meaning counts: later ones are of families that are less likely.
+        return Paths({spots[0]: path for path, spots in reversed(native) if len(spots) == 1}, diffusers)
     for path, key in unet_names(inside):
         diffusers.setdefault(Spot(prefix + key), f"unet.{path}")
     for path, located in diffusers_names_in(_without_biases(inside)):

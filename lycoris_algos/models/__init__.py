@@ -70,10 +70,15 @@ def native_names_in(
 ) -> Iterator[tuple[str, tuple[Located, ...]]]:
     """(layer of ComfyUI's model, what it consists of) of a model whose parameters diffusers named.
 
-    Nothing for one that has ComfyUI's own names, or of no family that is known.
+    Of all families that know most of the parameters; nothing for a model that has ComfyUI's own names.
     """
-    if not families_of(shapes):
-        yield from max((list(family.native_names(shapes)) for family in FAMILIES), key=len)
+    if families_of(shapes):
+        return
+    known = [list(family.native_names(shapes)) for family in FAMILIES]
+    counts = [sum(len(located) for _, located in names) for names in known]
+    for names, count in zip(known, counts, strict=True):
+        if count == max(counts):
+            yield from names
 
 
 def identify(layers: Iterable[str], metadata: Mapping[str, str] | None = None) -> str | None:
