@@ -103,7 +103,8 @@ All tests that run ComfyUI's own code (`tests/host`) pass on 0.3.75 and on 0.33,
 
 - Buffers of a model (SD 3's `pos_embed`), which ComfyUI does not patch; Merge LyCORIS changes them.
 - `norm2` and `norm3` of HunyuanDiT, which have each other's names in diffusers: they mean the model's own.
-- `base` tables of HCP-Diffusion (whole weights; `from-hcp` makes changes of them) and its moving averages (`lora_ema`).
+- `base` tables of HCP-Diffusion (whole weights; `from-hcp` makes changes of them), and its moving averages
+  (`lora_ema`).
 - PEFT's `lora_embedding_A`/`lora_embedding_B`, GLoRA and VeRA; its (IA)³ of convolutions (the file does not
   tell which side is scaled); its OFT of kernels larger than 1×1 (no change of the weight); PiSSA, OLoRA,
   CorDA, LoftQ and LoRA-GA that were not converted (they change the base too). All are refused with the
