@@ -70,15 +70,24 @@ def native_names_in(
 ) -> Iterator[tuple[str, tuple[Located, ...]]]:
     """(layer of ComfyUI's model, what it consists of) of a model whose parameters diffusers named.
 
-    Of all families that know most of the parameters; nothing for a model that has ComfyUI's own names.
+    Of the families that know most of the parameters, and whose marks are there, if any are; nothing for a
+    model that has ComfyUI's own names.
     """
     if families_of(shapes):
         return
-    known = [list(family.native_names(shapes)) for family in FAMILIES]
-    counts = [sum(len(located) for _, located in names) for names in known]
-    for names, count in zip(known, counts, strict=True):
-        if count == max(counts):
-            yield from names
+    known = {family: list(family.native_names(shapes)) for family in FAMILIES}
+    marked = {
+        family: names
+        for family, names in known.items()
+        if family.owns({*shapes, *(f"{native}.weight" for native, _ in names)})
+    }
+    counts = {
+        family: len(shapes) if marked and family.keeps_names else sum(len(located) for _, located in names)
+        for family, names in (marked or known).items()
+    }
+    for family, count in counts.items():
+        if count == max(counts.values()):
+            yield from known[family]
 
 
 def identify(layers: Iterable[str], metadata: Mapping[str, str] | None = None) -> str | None:
