@@ -11,6 +11,7 @@ from .host.applying import Applied, OnUnmatched, apply_stack
 from .host.compat import LYCORIS, schema, socket, text_ui
 from .host.files import check_name, file_fingerprint, load_adapters
 from .host.inputs import file_input, strength_input
+from .host.multipliers import multipliers_fingerprint, multipliers_input, with_multipliers
 
 _MODEL_TIP = "The diffusion model. It stays as it is: what comes out is a patched copy of it."
 _CLIP_TIP = "The text encoder, for files that change it. Optional; it stays as it is."
@@ -58,9 +59,14 @@ class ApplyLyCORISToModel(io.ComfyNode):
                     "encoder do not count when no CLIP is connected.",
                 ),
                 socket(io.Clip, "clip", optional=True, tooltip=_CLIP_TIP),
+                multipliers_input("the whole stack"),
             ],
             outputs=_outputs(),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, multipliers: str = "", **_: object) -> str:
+        return multipliers_fingerprint(multipliers)
 
     @classmethod
     def execute(
@@ -71,9 +77,11 @@ class ApplyLyCORISToModel(io.ComfyNode):
         strength_clip: float,
         on_unmatched: str,
         clip: Any = None,
+        multipliers: str = "",
     ) -> io.NodeOutput:
         choice = OnUnmatched(on_unmatched)
-        return _result(apply_stack(model, clip, lycoris, strength_model, strength_clip, choice))
+        stack = with_multipliers(lycoris, multipliers)
+        return _result(apply_stack(model, clip, stack, strength_model, strength_clip, choice))
 
 
 class LyCORISLoader(io.ComfyNode):
@@ -95,13 +103,14 @@ class LyCORISLoader(io.ComfyNode):
                 file_input(),
                 strength_input("strength_model", "the file changes the diffusion model"),
                 strength_input("strength_clip", "the file changes the text encoder"),
+                multipliers_input("the file"),
             ],
             outputs=_outputs(),
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lycoris_name: str, **_: object) -> str:
-        return file_fingerprint(lycoris_name)
+    def fingerprint_inputs(cls, lycoris_name: str, multipliers: str = "", **_: object) -> str:
+        return f"{file_fingerprint(lycoris_name)} {multipliers_fingerprint(multipliers)}"
 
     @classmethod
     def validate_inputs(cls, lycoris_name: str) -> bool | str:
@@ -115,8 +124,9 @@ class LyCORISLoader(io.ComfyNode):
         strength_model: float,
         strength_clip: float,
         clip: Any = None,
+        multipliers: str = "",
     ) -> io.NodeOutput:
-        stack = (StackEntry(load_adapters(lycoris_name)),)
+        stack = with_multipliers((StackEntry(load_adapters(lycoris_name)),), multipliers)
         return _result(apply_stack(model, clip, stack, strength_model, strength_clip, OnUnmatched.NOTHING))
 
 

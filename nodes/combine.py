@@ -21,6 +21,7 @@ from ..lycoris_algos.ops.dtypes import STORED_DTYPES
 from .host.baking import base_fingerprint, base_names, check_base
 from .host.combining import AS_STORED, NO_BASE, combine_stack
 from .host.compat import LYCORIS, schema, socket, text_ui
+from .host.multipliers import multipliers_fingerprint, multipliers_input, with_multipliers
 
 _BUDGET = "size budget in MB"
 #: Names of the rank controls, as the node has them, and the library's.
@@ -184,6 +185,7 @@ class CombineLyCORIS(io.ComfyNode):
                     "'max_rank'. 0 treats them like other layers.",
                 ),
                 *(_parameter(name, optional=True) for name in PARAMETERS if name not in _PLACED),
+                multipliers_input("the whole stack"),
             ],
             outputs=[
                 LYCORIS.Output(
@@ -198,8 +200,9 @@ class CombineLyCORIS(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, base: str = NO_BASE, **_: object) -> str:
-        return "" if base == NO_BASE else base_fingerprint(base)
+    def fingerprint_inputs(cls, base: str = NO_BASE, multipliers: str = "", **_: object) -> str:
+        file = "" if base == NO_BASE else base_fingerprint(base)
+        return f"{file} {multipliers_fingerprint(multipliers)}"
 
     @classmethod
     def validate_inputs(cls, base: str = NO_BASE) -> bool | str:
@@ -223,6 +226,7 @@ class CombineLyCORIS(io.ComfyNode):
         base: str = NO_BASE,
         max_rank: int = 0,
         conv_rank: int = 0,
+        multipliers: str = "",
         **numbers: float,
     ) -> io.NodeOutput:
         kind = _CONTROLS[rank_control]
@@ -238,7 +242,8 @@ class CombineLyCORIS(io.ComfyNode):
             **numbers,
         )
         node_id = getattr(cls.hidden, "unique_id", None) if getattr(cls, "hidden", None) else None
-        stack, report = combine_stack(lycoris, options, model, clip, base, node_id)
+        weighted = with_multipliers(lycoris, multipliers)
+        stack, report = combine_stack(weighted, options, model, clip, base, node_id)
         return io.NodeOutput(stack, report, ui=text_ui(report))
 
 

@@ -10,6 +10,7 @@ from ..lycoris_algos.network import StackEntry
 from .host.compat import LYCORIS, schema, socket, text_ui
 from .host.files import check_name, file_fingerprint, load_adapters
 from .host.inputs import file_input, strength_input
+from .host.multipliers import multipliers_fingerprint, multipliers_input, with_multipliers
 
 
 class LoadLyCORIS(io.ComfyNode):
@@ -40,6 +41,7 @@ class LoadLyCORIS(io.ComfyNode):
                     tooltip="Use only so many ranks: the first ones of a DyLoRA, the best ones of a LoRA or "
                     "LoKr. 0 uses all of them.",
                 ),
+                multipliers_input("this file"),
             ],
             outputs=[
                 LYCORIS.Output(display_name="LYCORIS", tooltip="The file, as a stack of one."),
@@ -52,8 +54,8 @@ class LoadLyCORIS(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lycoris_name: str, **_: object) -> str:
-        return file_fingerprint(lycoris_name)
+    def fingerprint_inputs(cls, lycoris_name: str, multipliers: str = "", **_: object) -> str:
+        return f"{file_fingerprint(lycoris_name)} {multipliers_fingerprint(multipliers)}"
 
     @classmethod
     def validate_inputs(cls, lycoris_name: str) -> bool | str:
@@ -61,11 +63,16 @@ class LoadLyCORIS(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, lycoris_name: str, strength_model: float, strength_clip: float, rank: int = 0
+        cls,
+        lycoris_name: str,
+        strength_model: float,
+        strength_clip: float,
+        rank: int = 0,
+        multipliers: str = "",
     ) -> io.NodeOutput:
         adapters = with_rank(load_adapters(lycoris_name), rank)
         report = describe(adapters)
-        stack = (StackEntry(adapters, strength_model, strength_clip),)
+        stack = with_multipliers((StackEntry(adapters, strength_model, strength_clip),), multipliers)
         words = ", ".join(trigger_words(adapters.metadata))
         return io.NodeOutput(stack, report, words, ui=text_ui(report))
 

@@ -10,6 +10,7 @@ from .host.applying import OnUnmatched
 from .host.baking import AS_BASE, OnOverflow, bake_stack, base_fingerprint, base_names, check_base
 from .host.compat import LYCORIS, schema, socket, text_ui
 from .host.inputs import strength_input
+from .host.multipliers import multipliers_fingerprint, multipliers_input, with_multipliers
 from .host.saving import WRITTEN
 
 
@@ -72,6 +73,7 @@ class MergeLyCORIS(io.ComfyNode):
                     tooltip="What to do about weights that the number type cannot hold, such as 70000 in "
                     "fp16, or that are not numbers in the base: stop, or write the file and name them.",
                 ),
+                multipliers_input("the whole stack"),
             ],
             outputs=[
                 io.String.Output(display_name="path", tooltip="The file or folder that was written."),
@@ -93,6 +95,7 @@ class MergeLyCORIS(io.ComfyNode):
         filename_prefix: str,
         on_unmatched: str,
         on_overflow: str = OnOverflow.ERROR.value,
+        multipliers: str = "",
         **_: object,
     ) -> str:
         widgets = (
@@ -103,8 +106,10 @@ class MergeLyCORIS(io.ComfyNode):
             filename_prefix,
             on_unmatched,
             on_overflow,
+            multipliers,
         )
-        return f"{base_fingerprint(base)} {WRITTEN.fingerprint(*widgets)}"
+        presets = multipliers_fingerprint(multipliers)
+        return f"{base_fingerprint(base)} {presets} {WRITTEN.fingerprint(*widgets)}"
 
     @classmethod
     def validate_inputs(cls, base: str) -> bool | str:
@@ -121,11 +126,12 @@ class MergeLyCORIS(io.ComfyNode):
         filename_prefix: str,
         on_unmatched: str,
         on_overflow: str = OnOverflow.ERROR.value,
+        multipliers: str = "",
     ) -> io.NodeOutput:
         hidden = getattr(cls, "hidden", None)
         path, report = bake_stack(
             base,
-            lycoris,
+            with_multipliers(lycoris, multipliers),
             strength_model,
             strength_clip,
             save_dtype,
@@ -143,6 +149,7 @@ class MergeLyCORIS(io.ComfyNode):
             filename_prefix,
             on_unmatched,
             on_overflow,
+            multipliers,
         )
         return io.NodeOutput(str(path), report, ui=text_ui(report))
 

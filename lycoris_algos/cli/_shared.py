@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import torch
 
 from ..io import gathered
+from ..network import Multipliers, StackEntry, load
 from ..ops.dtypes import STORED_DTYPES
 from ..text import quoted, single_line
 
@@ -94,6 +95,22 @@ def device_argument(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help="where to compute, e.g. cuda (default: cpu)",
     )
+
+
+def multipliers_argument(parser: argparse.ArgumentParser) -> None:
+    """``--multipliers``: rules for blocks and kinds of layers, of all files."""
+    parser.add_argument(
+        "--multipliers",
+        default="",
+        metavar="RULES",
+        help="multipliers block by block on top of the strengths, such as 'double.0-9=0.5, attn.k=0, te=0'",
+    )
+
+
+def stack_of(files: Iterable[tuple[Path, float, float]], multipliers: str = "") -> list[StackEntry]:
+    """The files that ``weighted_file`` read, loaded, with the same rules for all of them."""
+    rules = Multipliers.parse(multipliers)
+    return [StackEntry(load(path), model, clip).with_multipliers(rules) for path, model, clip in files]
 
 
 def _device(text: str) -> torch.device:

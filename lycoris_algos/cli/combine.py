@@ -18,19 +18,21 @@ from ..merge.combine import (
     run_combine,
 )
 from ..model_files import BaseFile
-from ..network import StackEntry, load, save
+from ..network import StackEntry, save
 from ._shared import (
     DTYPES,
     WIDTH,
     base_argument,
     device_argument,
     dtype_argument,
+    multipliers_argument,
     output_argument,
     plan_argument,
     print_path,
     progress_on_stderr,
     quiet_argument,
     stack_argument,
+    stack_of,
     wrapped,
 )
 
@@ -92,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--live-order", action="store_true", help="sum: as a stack does it, one after another"
     )
+    multipliers_argument(parser)
     device_argument(parser)
     plan_argument(parser)
     quiet_argument(parser)
@@ -110,7 +113,7 @@ def _methods() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Combines; prints the report."""
-    stack = [StackEntry(load(path), model, clip) for path, model, clip in args.files]
+    stack = stack_of(args.files, args.multipliers)
     options = CombineOptions(
         method=args.method,
         scaling=args.scaling,

@@ -8,17 +8,18 @@ from pathlib import Path
 from .. import __version__
 from ..merge.bake import bake_report, plan_bake, plan_report, run_bake
 from ..model_files import checkpoint_header
-from ..network import StackEntry, load
 from ._shared import (
     DTYPES,
     device_argument,
     dtype_argument,
+    multipliers_argument,
     output_argument,
     plan_argument,
     print_path,
     progress_on_stderr,
     quiet_argument,
     stack_argument,
+    stack_of,
     wrapped,
 )
 
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="refuse",
         help="stop if the number type cannot hold a weight (default), or write it and say so",
     )
+    multipliers_argument(parser)
     device_argument(parser)
     plan_argument(parser)
     quiet_argument(parser)
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merges; prints the report and the path."""
-    stack = [StackEntry(load(path), model, clip) for path, model, clip in args.files]
+    stack = stack_of(args.files, args.multipliers)
     plan = plan_bake(
         checkpoint_header(args.base),
         stack,

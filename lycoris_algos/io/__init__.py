@@ -9,6 +9,7 @@ from .files import read_tensors
 from .header import MAX_TENSORS, Header, TensorInfo, parse_header, read_header
 from .metadata import base_model, facts, network_args, title, trigger_words
 from .names import possible_name
+from .presets import read_presets
 from .reader import SafetensorsReader, read_all
 from .shards import (
     ShardIndex,
@@ -46,6 +47,7 @@ __all__ = [
     "read_all",
     "read_header",
     "read_index",
+    "read_presets",
     "read_tensors",
     "read_torch_file",
     "require_space",

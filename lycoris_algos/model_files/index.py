@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from ..errors import LycorisError, ShapeMismatchError
 from ..formats import is_text_layer
+from ..models import Role
 from ..network import AdapterSet, Unmatched
 from ..text import Brief
 from .layers import LayerIndex
@@ -36,6 +37,11 @@ class Found(Brief, Generic[L, T]):
         """Whether it is in a text encoder."""
         return self.half.is_text
 
+    @property
+    def role(self) -> Role | None:
+        """What the layer is in the model, as far as that is known."""
+        return self.half.role(self.spots)
+
 
 @dataclass(frozen=True, eq=False)
 class Placement(Brief, Generic[L, T]):
@@ -48,6 +54,11 @@ class Placement(Brief, Generic[L, T]):
     unmatched: tuple[Unmatched, ...]
     left_out: Mapping[str, bool]
     doubled: tuple[Unmatched, ...] = ()
+
+    def role(self, layer: str) -> Role | None:
+        """What ``layer`` is in the model; None if it has no place there."""
+        place = self.placed.get(layer)
+        return None if place is None else place.role
 
 
 @dataclass(frozen=True, eq=False)

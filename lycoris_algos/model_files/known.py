@@ -13,6 +13,7 @@ from typing import Generic
 from torch import Tensor
 
 from ..formats import is_text_layer
+from ..models import Role
 from ..network import AdapterSet, Part
 from ..ops.rows import stacked
 from ..text import Brief
@@ -39,6 +40,10 @@ class KnownModel(ABC):
     def is_text(self, layer: str) -> bool:
         """Whether ``layer`` is one of a text encoder: by what it means, else as its name's dialect says."""
         return is_text_layer(layer)
+
+    def role(self, layer: str) -> Role | None:
+        """What ``layer`` is in the model: its block and its kind; None if that is not known."""
+        return None
 
     def overlaps(self, adapters: AdapterSet) -> Overlaps:
         """Which layers of ``adapters`` change the same weight as others of them, as far as that is known."""
@@ -118,6 +123,10 @@ class IndexedModel(KnownModel, Generic[L]):
     def is_text(self, layer: str) -> bool:
         place = self._find(layer)
         return is_text_layer(layer) if place is None else place.is_text
+
+    def role(self, layer: str) -> Role | None:
+        place = self._find(layer)
+        return None if place is None else place.role
 
     def overlaps(self, adapters: AdapterSet) -> Overlaps:
         places = {layer: place for layer in adapters if (place := self._find(layer)) is not None}

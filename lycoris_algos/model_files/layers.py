@@ -15,7 +15,7 @@ from functools import cached_property
 from ..adapters import LayerAdapter
 from ..errors import LycorisError, ShapeMismatchError
 from ..formats import encoder_number, is_text_layer, model_paths, tails, text_paths
-from ..models import split_names
+from ..models import Family, Role, families_of, parts_of, role_of, split_names, text_role
 from ..network import Part
 from ..text import Brief
 from .names import NameIndex, flattened
@@ -257,6 +257,35 @@ class LayerIndex(Brief):
             for spot, path in self._paths.own.items()
             if not path.endswith(".bias") or self.shape_of(spot.key.removesuffix("bias") + "weight") is None
         }
+
+    # ---- what a layer is ------------------------------------------------------------------------
+
+    def role(self, spots: Spots) -> Role | None:
+        """What the layer at ``spots`` is in the model; None if the model's own name of it is not known."""
+        first = spots[0]
+        path = self._own_paths.get(first.key)
+        if path is None:
+            return None
+        if self.is_text:
+            inside = encoder_and_path(path)
+            name, path = ("", path) if inside is None else inside
+            return text_role(path, 1 + self.encoders.index(name) if name in self.encoders else 1)
+        role = role_of(path)
+        if first.part is not None and first.part[0] == 0:
+            for family in self._families:
+                for kind, rows in parts_of(path, self.shape_of(first.key) or (), family):
+                    role = replace(role, kind=kind) if rows == first.part[1:] else role
+        if len(spots) > 1 and role.kind.endswith((".q", ".k")):
+            role = replace(role, kind=f"{role.kind.partition('.')[0]}.qkv")
+        return role
+
+    @cached_property
+    def _own_paths(self) -> Mapping[str, str]:
+        return {spot.key: path for spot, path in self._paths.own.items()}
+
+    @cached_property
+    def _families(self) -> list[Family]:
+        return families_of({f"{path}.weight" for path in self._own_paths.values()})
 
     @cached_property
     def _paths(self) -> Paths:

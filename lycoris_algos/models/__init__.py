@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from . import diffusion_transformers, flux, hunyuan_video, ltx, lumina, stable_diffusion, wan
 from ._base import Family, FusedRows, Located, Rule, layer_of
 from ._fused import split_names
-from .blocks import KINDS, Role, parts_of, role_in, role_of, text_role
+from .blocks import KINDS, UNKNOWN, Role, parts_of, role_in, role_of, text_role
 
 #: A file that bears the signs of several is for the first that bears most.
 FAMILIES: tuple[Family, ...] = (
@@ -130,6 +130,7 @@ def _labelled(metadata: Mapping[str, str]) -> Family | None:
 __all__ = [
     "FAMILIES",
     "KINDS",
+    "UNKNOWN",
     "Family",
     "FusedRows",
     "Located",

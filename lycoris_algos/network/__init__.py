@@ -5,18 +5,21 @@ from .content import content_hash, to_tensors
 from .convert import convert
 from .hcp import from_hcp, to_hcp
 from .load import from_tensors, load
+from .multipliers import Multipliers
 from .packing import load_embedding, pack, unpack
 from .rank import with_rank
 from .respelling import Part
 from .save import save
-from .stack import Stack, StackEntry
+from .stack import Stack, StackEntry, check_multipliers
 
 __all__ = [
     "AdapterSet",
+    "Multipliers",
     "Part",
     "Stack",
     "StackEntry",
     "Unmatched",
+    "check_multipliers",
     "content_hash",
     "convert",
     "from_hcp",

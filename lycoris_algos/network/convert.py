@@ -28,10 +28,11 @@ from .adapter_set import AdapterSet
 from .bundles import embedding_tensors
 from .corrections import MARK
 from .load import still_unread
+from .multipliers import Multipliers
 from .peft_form import PEFT_METADATA, WITHOUT_ALPHA, peft_form, peft_metadata
 from .recipe import RECIPE, source_record
 from .respelling import KnownNames, Respelled, respelled, writable
-from .stack import StackEntry
+from .stack import StackEntry, check_multipliers
 
 _HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
@@ -43,6 +44,7 @@ def convert(
     dialect: str | None = None,
     strength_model: float = 1.0,
     strength_clip: float = 1.0,
+    multipliers: tuple[Multipliers, ...] = (),
     known: KnownNames | None = None,
     title: str | None = None,
     embeddings: bool = True,
@@ -50,16 +52,20 @@ def convert(
     """``adapter_set`` with its multipliers folded in, stored in ``dtype`` as ``dialect`` spells it.
 
     None keeps a dtype or the dialect; ``known`` tells other names of the layers, and which of them take
-    ``strength_clip``; bundled ``embeddings`` come along or not, where the dialect allows.
+    ``strength_clip``; ``multipliers`` are as for ``StackEntry``; bundled ``embeddings`` come along or not,
+    where the dialect allows.
 
     Raises BadValueError for a multiplier that cannot be folded in (naming CombineLyCORIS) or a number that
     does not fit ``dtype``, and NoSpellingError, naming the layer, for what ``dialect`` has no word for.
     """
     target = None if dialect is None else writable(dialect)
-    entry = StackEntry(adapter_set, strength_model, strength_clip)
+    entry = StackEntry(adapter_set, strength_model, strength_clip, multipliers)
+    role_of = (lambda _: None) if known is None else known.role
+    check_multipliers([entry], [role_of])
     folded: dict[str, LayerAdapter] = {}
     for name, layer in adapter_set.items():
-        multiplier = entry.multiplier((known.is_text if known is not None else is_text_layer)(name))
+        is_text = (known.is_text if known is not None else is_text_layer)(name)
+        multiplier = entry.multiplier(name, is_text, role_of)
         if multiplier != 0.0:
             folded[name] = layer if multiplier == 1.0 else _multiplied(name, layer, multiplier)
     if not folded:
@@ -70,7 +76,7 @@ def convert(
         spelled = respelled(folded, target, known)
     exact = formed(spelled, dtype, insisting=target is not None)
     layers = stored(exact, spelled, adapter_set, dtype)
-    described = _metadata(adapter_set, dtype, target, strength_model, strength_clip, title)
+    described = _metadata(adapter_set, dtype, target, strength_model, strength_clip, multipliers, title)
     described.update(peft_metadata(layers))
     written = adapter_set.dialect if target is None else target.name
     unread = still_unread(adapter_set.unread, layers)
@@ -232,13 +238,14 @@ def _metadata(
     dialect: Dialect | None,
     strength_model: float,
     strength_clip: float,
+    multipliers: tuple[Multipliers, ...],
     title: str | None,
 ) -> dict[str, str]:
     """What was there, that every alpha is as stored, and how this file came about."""
     kept = _in_factors(adapter_set.metadata)
     recipe: dict[str, object] = {
         "tool": "lycoris_algos convert",
-        "source": source_record(adapter_set),
+        "source": source_record(adapter_set, multipliers),
         "strength_model": strength_model,
         "strength_clip": strength_clip,
         "dtype": "as stored" if dtype is None else str(dtype).removeprefix("torch."),

@@ -61,6 +61,9 @@ class StableDiffusionNames:
         """See ``KnownNames``."""
         return is_text_layer(layer)
 
+    def role(self, layer: str) -> None:
+        """See ``KnownNames``: no model is there to tell."""
+
     def spelled(self, layer: str, dialect: str) -> tuple[Part, ...] | None:
         """See ``KnownNames``: HCP's and flattened names for kohya and diffusers."""
         if dialect == "kohya" and dialect_of(layer).name == "hcp":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .adapter_set import AdapterSet
 from .content import content_hash
+from .multipliers import Multipliers
 
 #: Metadata key of how an adapter file was made.
 RECIPE = "lycoris_algos.recipe"
@@ -15,9 +16,11 @@ RECIPE = "lycoris_algos.recipe"
 _LONGEST = 100_000
 
 
-def source_record(adapters: AdapterSet) -> dict[str, Any]:
-    """A source of a file: what it is called, the hash of its tensors, and its own recipe if it has one."""
+def source_record(adapters: AdapterSet, multipliers: Sequence[Multipliers] = ()) -> dict[str, Any]:
+    """A source of a file: its name, the hash of its tensors, the rules it was used with, its own recipe."""
     record: dict[str, Any] = {"file": adapters.name, "tensors_sha256": content_hash(adapters)}
+    if multipliers:
+        record["multipliers"] = [str(own) for own in multipliers]
     earlier = _parsed(adapters.metadata.get(RECIPE))
     return record if earlier is None else {**record, "recipe": earlier}
 

@@ -15,7 +15,7 @@ from typing import Any
 from ...lycoris_algos import AdapterSet, NoMatchError, Unmatched
 from ...lycoris_algos.inspection import algorithm_lines, doubled_lines, unmatched_lines
 from ...lycoris_algos.model_files import ModelIndex, advice, doubts, overlap
-from ...lycoris_algos.network import Stack, StackEntry
+from ...lycoris_algos.network import Stack, StackEntry, check_multipliers
 from ...lycoris_algos.ops.workers import one_thread
 from ...lycoris_algos.text import Brief, as_report, capped, listed, quoted
 from .embeddings import FileWords, fit_words, with_words
@@ -56,9 +56,12 @@ class _FileMatch(Brief):
         words = self.words.unmatched if self.words is not None else ()
         return (*self.entry.adapters.unmatched, *self.match.unmatched, *words)
 
-    def placed_in(self, is_text: bool) -> tuple[Sequence[Placed], float]:
-        """What changes the text encoders, or the diffusion model, and by which multiplier."""
-        return list(placed_in(self.match, is_text)), self.entry.multiplier(is_text)
+    def placed_in(self, is_text: bool) -> list[tuple[Placed, float]]:
+        """What changes the text encoders, or the diffusion model, and each with its multiplier."""
+        return [
+            (item, self.entry.multiplier(item.layer, is_text, self.match.role))
+            for item in placed_in(self.match, is_text)
+        ]
 
 
 # Preparing a layer takes many small operations, each of which would wait for the slowest thread.
@@ -84,6 +87,7 @@ def apply_stack(
     ]
     for item in matched:
         _refuse(item, known, on_unmatched)
+    check_multipliers(stack, [item.match.role for item in matched])
     of_model, of_clip = ([item.placed_in(is_text) for item in matched] for is_text in (False, True))
     report = [
         _strengths(strength_model, strength_clip, clip),
@@ -151,13 +155,13 @@ def _patched(patcher: Any, made: Mapping[Target, LycorisPatch], strength: float)
 _DEPENDS = "one change depends on the weight"
 
 
-def _meeting_lines(*wired: tuple[Targets | None, Sequence[tuple[Sequence[Placed], float]]]) -> list[str]:
+def _meeting_lines(*wired: tuple[Targets | None, Sequence[Sequence[tuple[Placed, float]]]]) -> list[str]:
     """Names the layers where an adapter that depends on the weight meets another change: order counts."""
     meetings: list[Unmatched] = []
     for targets, files in wired:
         if targets is None:
             continue
-        applied = [item for placed, multiplier in files if multiplier != 0.0 for item in placed]
+        applied = [item for placed in files for item, multiplier in placed if multiplier != 0.0]
         counts = Counter(item.weight for item in applied if item.weight is not None)
         at: dict[str, list[Target]] = defaultdict(list)
         for weight in counts:

@@ -103,6 +103,7 @@ def save_stack(
         dialect=DIALECT_CHOICES[dialect],
         strength_model=entry.strength_model,
         strength_clip=entry.strength_clip,
+        multipliers=entry.multipliers,
         known=known,
         title=path.stem,
         embeddings=include_embeddings,
@@ -115,7 +116,7 @@ def save_stack(
             f"{quoted(written.name)} was written, but reads back with other layers: please report this"
         )
     carried = [item for item in converted.unmatched if item.key in converted.unread]
-    folded = (entry.strength_model, entry.strength_clip) != (1.0, 1.0)
+    folded = (entry.strength_model, entry.strength_clip, entry.multipliers) != (1.0, 1.0, ())
     lines = [
         f"written: {single_line(str(written), 400)} ({written.stat().st_size / 1e6:.2f} MB)",
         *(f"  {line}" for line in algorithm_lines(converted.values())),
@@ -124,10 +125,7 @@ def save_stack(
     lines += [f"  {line}" for line in unread_lines(converted.name, carried, "written as they were")]
     lines += [f"  {note}" for note in converted.notes[len(entry.adapters.notes) :]]
     if folded:
-        lines.append(
-            f"  strength {entry.strength_model:g} (clip {entry.strength_clip:g}) "
-            "is in the file: apply it at 1"
-        )
+        lines.append(f"  the strength is in the file, so apply it at 1: {entry}")
     if entry.adapters.embeddings:
         words = listed(entry.adapters.embeddings, show=quoted)
         lines.append(f"  embeddings {'included' if converted.embeddings else 'left out'}: {words}")

@@ -98,18 +98,16 @@ class _Made:
 _MADE = _Made()
 
 
-def patches(files: Iterable[tuple[Sequence[Placed], float]]) -> dict[Target, LycorisPatch]:
+def patches(files: Iterable[Sequence[tuple[Placed, float]]]) -> dict[Target, LycorisPatch]:
     """One patch per parameter out of (what is placed, multiplier) of each file, in order of application.
 
-    Files with multiplier 0 add nothing, so that their weights stay bit-identical.
+    What has multiplier 0 adds nothing, so that its weights stay bit-identical.
     """
     entries: dict[Target, list[tuple[Structure, float]]] = defaultdict(list)
     names: dict[Target, set[str]] = defaultdict(set)
-    for placed, multiplier in files:
-        if multiplier == 0.0:
-            continue
-        for item in placed:
-            for target, change in item.changes:
+    for placed in files:
+        for item, multiplier in placed:
+            for target, change in item.changes if multiplier != 0.0 else ():
                 entries[target].append((change, multiplier))
                 names[target].add(item.layer)
     return {target: LycorisPatch.of(own, names[target], mapping(target)) for target, own in entries.items()}

@@ -23,31 +23,6 @@ TO_Q, TO_Q_KEY = (
 CONV_IN, CONV_IN_KEY = "lora_unet_conv_in", "diffusion_model.input_blocks.0.0.weight"
 TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
-DEFAULTS: dict[str, Any] = {
-    "method": "sum",
-    "density": 0.5,
-    "lambda": 1.0,
-    "epsilon": 0.2,
-    "gamma": 0.01,
-    "seed": 0,
-    "output": "same",
-    "rank_control": "exact",
-    "rank": 32,
-    "threshold": 0.95,
-    "budget_mb": 100.0,
-    "dtype": "fp32",
-}
-
-
-@pytest.fixture
-def combine(comfy_nodes: dict[str, Any]) -> Callable[..., tuple[Any, str]]:
-    """Combine LyCORIS: (stack, report)."""
-
-    def call(stack: Any, **options: Any) -> tuple[Any, str]:
-        return comfy_nodes["CombineLyCORIS"].execute(lycoris=stack, **{**DEFAULTS, **options}).args
-
-    return call
-
 
 @pytest.fixture
 def save(comfy_nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -37,71 +34,12 @@ NORMS = {f"{BLOCK}_norm1": f"{INSIDE}.norm1.weight", "lora_unet_conv_norm_out": 
 ALGOS = ("lora", "loha", "lokr", "full", "norm", "dora", "glora", "ia3", "oft", "boft", "tlora")
 
 
-@pytest.fixture
-def output(pack: ModuleType, folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """ComfyUI's output folder, below which the baked files go; also listed as folders of models."""
-    import folder_paths
-
-    monkeypatch.setattr(folder_paths, "output_directory", str(folders / "output"))
-    return folders / "output"
-
-
-@pytest.fixture
-def bases(output: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with ``checkpoints``, ``diffusion_models`` and ``text_encoders``, which are all there is."""
-    import folder_paths
-
-    root = output.parent / "models"
-    for name in ("checkpoints", "diffusion_models", "text_encoders"):
-        own = root / name
-        own.mkdir(parents=True)
-        made = output / ("clip" if name == "text_encoders" else name)
-        _, extensions = folder_paths.folder_names_and_paths[name]
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(own), str(made)], extensions))
-        folder_paths.filename_list_cache.pop(name, None)
-    return root
-
-
 def link(bases: Path, name: str) -> str:
     """The lab's model ``name`` in the folders; as the node lists it."""
     models.ensure([name])
     (file,) = models.FILES[name]
     (bases / file).symlink_to(paths.MODELS / file)
     return file
-
-
-@pytest.fixture(scope="session")
-def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The UNet of tiny_sd15 as a checkpoint without anything else, so that writing it is quick."""
-    models.ensure(["tiny_sd15"])
-    tensors = load_file(paths.MODELS / models.FILES["tiny_sd15"][0])
-    path = tmp_path_factory.mktemp("unet") / "unet.safetensors"
-    save_file({k: v for k, v in tensors.items() if k.startswith(UNET)}, path, {"modelspec.title": "tiny"})
-    return path
-
-
-@pytest.fixture
-def bake(comfy_nodes: dict[str, Any], bases: Path) -> Iterator[Callable[..., tuple[Path, str]]]:
-    """(path, report) of MergeLyCORIS; what it wrote is deleted again."""
-    made: list[Path] = []
-
-    def run(base: str, stack: Any, **options: Any) -> tuple[Path, str]:
-        defaults = {
-            "strength_model": 1.0,
-            "strength_clip": 1.0,
-            "save_dtype": "fp32",
-            "filename_prefix": "merged",
-            "on_unmatched": "error if nothing matches",
-        }
-        path, report = comfy_nodes["MergeLyCORIS"].execute(base, stack, **{**defaults, **options}).args
-        made.append(Path(path))
-        return Path(path), report
-
-    yield run
-    for path in made:
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
 
 
 def file_for(algo: str, model: Any, layers: dict[str, str], seed: str = "") -> dict[str, tiny.Tensors]:

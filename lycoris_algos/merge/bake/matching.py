@@ -10,12 +10,14 @@ here all are at hand.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...adapters import LayerAdapter
 from ...errors import NeedsBaseError, SiblingRowsError
 from ...model_files import LayerIndex, ModelIndex, doubts
 from ...model_files.places import AdapterRows, Spots, pieces_of
+from ...models import Role
 from ...network import StackEntry, Unmatched
 from ...text import Brief, listed, quoted
 
@@ -45,6 +47,7 @@ class FilePlan(Brief):
     placed: tuple[str, ...]
     unmatched: tuple[Unmatched, ...]
     left_out: tuple[str, ...]
+    role: Callable[[str], Role | None]
     doubled: tuple[Unmatched, ...] = ()
     doubts: tuple[str, ...] = ()
 
@@ -75,7 +78,7 @@ class Matcher:
 
         placement = self._index.place(adapters, steps)
         for layer, place in placement.placed.items():
-            multiplier = entry.multiplier(place.is_text)
+            multiplier = entry.multiplier(layer, place.is_text, placement.role)
             for step in place.made if multiplier != 0.0 else ():
                 self._add(layer, step, multiplier)
         left_out = [
@@ -92,6 +95,7 @@ class Matcher:
             placed,
             unmatched,
             tuple(left_out),
+            placement.role,
             placement.doubled,
             tuple(doubts(adapters, self._index, len(placed), total)),
         )

@@ -17,7 +17,7 @@ from ...inspection import unmatched_lines
 from ...io import Header, TensorInfo
 from ...model_files import CheckpointIndex, Spot, advice, index_header
 from ...model_files.storage import companions, is_companion, is_mark, refuse_weight, scale_of
-from ...network import StackEntry
+from ...network import StackEntry, check_multipliers
 from ...ops.rounding import STOCHASTIC
 from ...text import Brief, quoted
 from .matching import FilePlan, Matcher, PlannedChange
@@ -105,6 +105,7 @@ def plan_bake(
         index = index_header(tensors)
         matcher = Matcher(index)
         files = tuple(matcher.place(entry) for entry in stack)
+        check_multipliers(stack, [file.role for file in files])
         changes = matcher.changes()
         for key in changes:
             refuse_weight(key, tensors)

@@ -34,7 +34,7 @@ def baked_metadata(plan: BakePlan, record: Mapping[str, Any], metadata: Mapping[
         "base": base,
         "adapters": [
             {
-                **source_record(file.entry.adapters),
+                **source_record(file.entry.adapters, file.entry.multipliers),
                 "multiplier": file.entry.strength_model,
                 "clip_multiplier": file.entry.strength_clip,
                 "layers": len(file.placed),

@@ -21,13 +21,13 @@ import torch
 from ...adapters import fittable
 from ...errors import BadValueError, NeedsBaseError, ShapeMismatchError
 from ...model_files import KnownModel
-from ...network import StackEntry
+from ...network import StackEntry, check_multipliers
 from ...ops.ranks import RankKind
 from ...structures import pays
 from ...text import Brief, as_report, capped, quoted
 from .methods import Kind
 from .options import AUTO, FULL, LORA, SAME, CombineOptions
-from .sources import Contribution, alignment_notes, grouped, meeting_notes, met, unread_notes
+from .sources import Contribution, alignment_notes, grouped, meeting_notes, met, role_in, unread_notes
 
 
 class Route(str, Enum):
@@ -117,6 +117,7 @@ def plan_combine(
     options = options or CombineOptions()
     sources = tuple(stack)
     _check_stack(sources, options)
+    check_multipliers(sources, [role_in(base)] * len(sources))
     meeting = met(sources, base)
     groups = grouped(sources, base, meeting)
     parameters: list[ParameterPlan] = []
@@ -139,7 +140,7 @@ def plan_combine(
 
 def weights_for(contribution: Contribution, sources: Sequence[StackEntry]) -> list[float]:
     """The multiplier of every source on layers of the kind that ``contribution`` is to."""
-    return [source.multiplier(contribution.is_text) for source in sources]
+    return [contribution.multiplier_of(source) for source in sources]
 
 
 def lone_coefficient(

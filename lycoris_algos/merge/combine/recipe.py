@@ -117,7 +117,7 @@ def _recipe(plan: CombinePlan) -> dict[str, object]:
         "live_order": options.live_order,
         "sources": [
             {
-                **source_record(source.adapters),
+                **source_record(source.adapters, source.multipliers),
                 "strength_model": source.strength_model,
                 "strength_clip": source.strength_clip,
             }

@@ -8,14 +8,14 @@ same layers), but is reported where the spelling may be the reason.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from ...adapters import LayerAdapter
 from ...formats import encoder_number, is_text_layer, model_paths, text_paths
 from ...inspection import doubled_lines, unread_lines
 from ...model_files import KnownModel, Overlaps
-from ...models import layer_of
+from ...models import Role, layer_of
 from ...network import StackEntry
 from ...text import Brief, quoted
 
@@ -29,6 +29,16 @@ class Contribution(Brief):
     adapter: LayerAdapter
     multiplier: float
     is_text: bool
+    role: Role
+
+    def multiplier_of(self, source: StackEntry) -> float:
+        """What ``source`` has for this layer, whether it holds it or not."""
+        return source.multiplier(self.name, self.is_text, lambda _: self.role)
+
+
+def role_in(known: KnownModel | None) -> Callable[[str], Role | None]:
+    """What layers are in the model, as ``StackEntry.multiplier`` asks; None for all where it is not known."""
+    return (lambda _: None) if known is None else known.role
 
 
 def met(sources: Sequence[StackEntry], known: KnownModel | None) -> list[Overlaps]:
@@ -49,14 +59,16 @@ def grouped(
             if name in meeting[index].unused:
                 continue
             is_text = is_text_layer(name) if known is None else known.is_text(name)
-            multiplier = source.multiplier(is_text)
+            multiplier = source.multiplier(name, is_text, role_in(known))
             if multiplier == 0.0:
                 continue
             key = _meaning(name, known)
             own = groups.setdefault(key, [])
             if own and own[-1].index == index:  # a second name for the same: kept apart, and both count
                 own = groups.setdefault((key, name), [])
-            own.append(Contribution(index, name, adapter, multiplier, is_text))
+            own.append(
+                Contribution(index, name, adapter, multiplier, is_text, source.role(name, role_in(known)))
+            )
     return list(groups.values())
 
 

@@ -39,6 +39,9 @@ class OneLayer:
     def is_text(self, layer: str) -> bool:
         return False
 
+    def role(self, layer: str) -> None:
+        return None
+
     def spelled(self, layer: str, dialect: str) -> tuple[Part, ...]:
         return (Part(PATHS[dialect]),)
 

@@ -27,16 +27,20 @@ def entry(strength_model: float = 1.0, strength_clip: float = 1.0) -> StackEntry
     return StackEntry(lycoris_algos.from_tensors(tensors), strength_model, strength_clip)
 
 
+def strength(entry: StackEntry, is_text: bool) -> float:
+    return entry.multiplier("a", is_text, lambda _: None)
+
+
 def test_an_entry_is_as_trained_by_default() -> None:
     plain = StackEntry(entry().adapters)
-    assert (plain.multiplier(False), plain.multiplier(True)) == (1.0, 1.0)
+    assert (strength(plain, False), strength(plain, True)) == (1.0, 1.0)
 
 
 def test_the_strength_of_a_whole_stack_is_a_factor_on_each_side() -> None:
     one = entry(0.5, -2.0)
     both = one.scaled(3.0, 0.25)
-    assert (both.multiplier(False), both.multiplier(True)) == (1.5, -0.5)
-    assert (one.multiplier(False), one.multiplier(True)) == (0.5, -2.0), "it stays as it was"
+    assert (strength(both, False), strength(both, True)) == (1.5, -0.5)
+    assert (strength(one, False), strength(one, True)) == (0.5, -2.0), "it stays as it was"
     assert both.adapters is one.adapters
     assert str(both) == "adapter at 1.5 (clip -0.5)"
 
