@@ -272,8 +272,9 @@ def test_weights_that_do_not_fit_stop_the_run_or_are_named(
     path, report = bake("checkpoints/large.safetensors", stack, save_dtype="fp16", on_overflow="report only")
     assert key in report
     assert int(load_file(path)[key].isinf().sum()) == 1
-    *_, last = comfy_nodes["MergeLyCORIS"].define_schema().inputs
-    assert (last.id, last.optional, last.default) == ("on_overflow", True, "error")
+    *_, choice, last = comfy_nodes["MergeLyCORIS"].define_schema().inputs
+    assert (choice.id, choice.optional, choice.default) == ("on_overflow", True, "error")
+    assert (last.id, last.optional, last.default) == ("multipliers", True, "")
 
 
 def test_a_deleted_file_is_made_again(

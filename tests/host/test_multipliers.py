@@ -175,3 +175,11 @@ def test_a_saved_file_has_the_rules_in_it(
     layers = {name for name, (_, multiplier) in LAYERS.items() if multiplier}
     assert {key.partition(".")[0] for key in load_file(written)} == layers
     assert "multipliers input.1=0.5" in report
+
+
+def test_rules_that_leave_nothing(sd15: tuple[Any, Any], apply: Any, combine: Any) -> None:
+    model, _ = sd15
+    stack = apply.stack(file_of("lora", model))
+    assert not tiny.patches_of(apply(model, stack, multipliers="*=0")[0])
+    with pytest.raises(Exception, match="leaves nothing"):
+        combine(stack, model=model, multipliers="*=0")

@@ -15,7 +15,7 @@ from ...adapters import LayerAdapter
 from ...formats import encoder_number, is_text_layer, model_paths, text_paths
 from ...inspection import doubled_lines, unread_lines
 from ...model_files import KnownModel, Overlaps
-from ...models import Role, layer_of
+from ...models import UNKNOWN, Role, layer_of
 from ...network import StackEntry
 from ...text import Brief, quoted
 
@@ -29,6 +29,7 @@ class Contribution(Brief):
     adapter: LayerAdapter
     multiplier: float
     is_text: bool
+    #: Asked for where there are rules for multipliers.
     role: Role
 
     def multiplier_of(self, source: StackEntry) -> float:
@@ -54,6 +55,7 @@ def grouped(
     Contributions with multiplier 0 are left out, and what each source does not use since its layers meet.
     """
     groups: dict[Hashable, list[Contribution]] = {}
+    ruled = any(source.multipliers for source in sources)
     for index, source in enumerate(sources):
         for name, adapter in source.adapters.items():
             if name in meeting[index].unused:
@@ -62,13 +64,12 @@ def grouped(
             multiplier = source.multiplier(name, is_text, role_in(known))
             if multiplier == 0.0:
                 continue
+            role = source.role(name, role_in(known)) if ruled else UNKNOWN
             key = _meaning(name, known)
             own = groups.setdefault(key, [])
             if own and own[-1].index == index:  # a second name for the same: kept apart, and both count
                 own = groups.setdefault((key, name), [])
-            own.append(
-                Contribution(index, name, adapter, multiplier, is_text, source.role(name, role_in(known)))
-            )
+            own.append(Contribution(index, name, adapter, multiplier, is_text, role))
     return list(groups.values())
 
 
