@@ -1,6 +1,7 @@
 """Low-rank algebra: products of two thin matrices without forming them, and thin parts of dense matrices.
 
-Three ways to a truncated singular value decomposition, by what is given. Of a product of thin factors: QR of
+Singular values alone come from Gram matrices (``product_spectrum``, ``gram_spectrum``). Three ways to a
+truncated singular value decomposition, by what is given. Of a product of thin factors: QR of
 both, then a small one (``product_svd``). Of a dense matrix: the eigenvectors of its smaller Gram matrix in
 float64 (``gram_svd``), several times faster than a full decomposition and exact for every singular value
 above 1e-7 of the largest; or, where only few of many are wanted, a random range finder (``range_svd``).
@@ -41,6 +42,19 @@ def product_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     right, lower = torch.linalg.qr(down.T)
     u, s, vh = torch.linalg.svd((upper.double() @ lower.double().T), full_matrices=False)
     return left @ u.to(up.dtype), s.to(up.dtype), vh.to(up.dtype) @ right.T
+
+
+def product_spectrum(up: Tensor, down: Tensor) -> Tensor:
+    """The singular values (r,) of up·down (o, r)·(r, i), the largest first, in float64, to 1e-7 of that.
+
+    From the Gram matrices of both factors, whose roots stand for the factors themselves: many times faster
+    than ``product_svd``, which also makes the vectors.
+    """
+    thin, flat = up.double(), down.double()
+    values, vectors = torch.linalg.eigh(thin.T @ thin)
+    root = vectors * values.clamp_min(0).sqrt()
+    squares: Tensor = torch.linalg.eigvalsh(root.T @ (flat @ flat.T) @ root)
+    return squares.flip(0).clamp_min(0).sqrt()
 
 
 def product_inner(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:

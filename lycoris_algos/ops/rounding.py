@@ -20,10 +20,15 @@ import torch
 from torch import Tensor
 
 # dtype -> (explicit bits of its mantissa, its smallest normal number)
-_FORMATS = {torch.float8_e4m3fn: (3, 2.0**-6), torch.float8_e5m2: (2, 2.0**-14)}
+_FORMATS = {
+    torch.float16: (10, 2.0**-14),
+    torch.bfloat16: (7, 2.0**-126),
+    torch.float8_e4m3fn: (3, 2.0**-6),
+    torch.float8_e5m2: (2, 2.0**-14),
+}
 
 #: The dtypes that ``stochastic`` rounds to.
-STOCHASTIC = frozenset(_FORMATS)
+STOCHASTIC = frozenset((torch.float8_e4m3fn, torch.float8_e5m2))
 
 # Elements at a time: the four working copies of a block stay in the cache, and PyTorch starts no second
 # thread for so few, which would cost more than it saves.
@@ -131,3 +136,21 @@ def stochastic(
         own.add_(noise[:count], alpha=2.0**-16).add_(0.5 + 2.0**-17).floor_().mul_(own_gap)
         into.copy_(own.clamp_(-largest, largest))
     return result
+
+
+@torch.no_grad()
+def moved(stored: Tensor, change: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What rounding ``stored`` + ``change`` to ``dtype`` does to numbers that were ``stored`` in it.
+
+    Both are float32 of one shape. Answers what each becomes when it is rounded to the nearest, and the
+    chance that it becomes another one when it is rounded at random. A change of 0 moves nothing.
+    """
+    bits, smallest = _FORMATS[dtype]
+    wanted = stored + change
+    # frexp: |x| = f·2^e with ½ ≤ f < 1, so that neighbours around x are 2^(e - 1 - bits) apart.
+    exponent = torch.frexp(wanted).exponent.clamp_min(math.frexp(smallest)[1])
+    gap = torch.ldexp(torch.ones_like(wanted), exponent - 1 - bits)
+    lower = torch.floor(wanted / gap) * gap
+    upper = (wanted - lower) / gap  # the chance of the neighbour above
+    stays = torch.where(stored == lower, 1 - upper, torch.where(stored == lower + gap, upper, 0.0))
+    return wanted.to(dtype).to(wanted.dtype), 1 - stays

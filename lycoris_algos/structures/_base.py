@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import ShapeMismatchError
 from ..ops.dtypes import compute_dtype, to_compute
-from ..ops.lowrank import gram_spectrum, product_inner, product_svd
+from ..ops.lowrank import gram_spectrum, product_inner, product_spectrum
 from ..ops.rows import row_blocks, rows_per_block
 from ..text import Brief
 from .operation import LayerOperation
@@ -151,7 +151,7 @@ class Structure(Brief, ABC):
         if own is not None and others is not None:
             return product_inner(own, others)
         total = 0.0
-        for start, stop in self._blocks(other, weight=weight):
+        for start, stop in self.in_blocks(other, weight=weight):
             first = self.rows(start, stop, weight).double()
             second = first if other is self else other.rows(start, stop, weight).double()
             total += float((first * second).sum())
@@ -162,18 +162,23 @@ class Structure(Brief, ABC):
         return None
 
     def spectrum(self, weight: Tensor | None = None) -> Tensor:
-        """The singular values of ΔW, the largest first; those beyond its rank may be left out."""
+        """The singular values of ΔW in float64, the largest first; those beyond its rank may be left out."""
         factors = self.paying_factors(weight)
-        return gram_spectrum(self.delta(weight)) if factors is None else product_svd(*factors)[1]
+        return gram_spectrum(self.delta(weight)) if factors is None else product_spectrum(*factors)
 
-    def _blocks(self, *others: Structure, weight: Tensor | None) -> Iterator[tuple[int, int]]:
-        """(start, stop) of blocks of rows in which this and ``others`` can be made."""
+    def in_blocks(
+        self, *others: Structure, weight: Tensor | None = None, most: int = 0
+    ) -> Iterator[tuple[int, int]]:
+        """(start, stop) of blocks of rows in which this and ``others`` can be made (``rows``).
+
+        Of as many rows as fit the cache, or of about ``most``.
+        """
         unit = common_unit(structure.row_unit for structure in (self, *others))
         count, columns = self._rows(weight), self._columns(weight)
         if not unit:
             yield 0, count
             return
-        step = rows_per_block(columns, torch.float64, self._like().device)
+        step = most or rows_per_block(columns, torch.float64, self._like().device)
         yield from row_blocks(count, max(unit, step // unit * unit), unit)
 
     def _rows(self, weight: Tensor | None) -> int:

@@ -58,6 +58,10 @@ class Kronecker(Structure):
         up, down = kron_factors(_as_thin(self.first), _as_thin(self.second))
         return up if self.scale == 1.0 else up * self.scale, down
 
+    def multiplies_with(self, other: Kronecker) -> bool:
+        """Whether (A₁ ⊗ A₂)ᵀ·(B₁ ⊗ B₂) = A₁ᵀ·B₁ ⊗ A₂ᵀ·B₂: the factors of both are of the same sizes."""
+        return self.first.size == other.first.size and self.second.size == other.second.size
+
     def reach(self) -> float:
         return abs(self.scale) * self.first.reach() * self.second.reach()
 
@@ -65,7 +69,7 @@ class Kronecker(Structure):
         return abs(self.scale) * self.first.norm() * self.second.norm()
 
     def inner_product(self, other: Structure, weight: Tensor | None = None) -> float:
-        if isinstance(other, Kronecker) and self.first.size == other.first.size and self.size == other.size:
+        if isinstance(other, Kronecker) and self.multiplies_with(other):
             firsts = self.first.inner_product(other.first)
             return self.scale * other.scale * firsts * self.second.inner_product(other.second)
         return super().inner_product(other, weight)
