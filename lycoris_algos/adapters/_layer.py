@@ -123,10 +123,10 @@ class LayerAdapter(Brief):
         return sum(tensor.nbytes for item in self.components() for _, tensor in item.tensors())
 
     def require_finite(self) -> None:
-        """Raises BadValueError, naming the tensor, if one holds NaN or infinity."""
+        """Raises BadValueError, naming the tensor, if one holds NaN or infinity (those with numbers)."""
         for item in self.components():
             for name, value in item.tensors():
-                if value.dtype.is_floating_point:
+                if value.dtype.is_floating_point and not value.is_meta:
                     _require_finite(name, value)
 
     # ---- what is known without computing --------------------------------------------------------

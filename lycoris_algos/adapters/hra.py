@@ -44,7 +44,7 @@ class HRA(Algorithm):
             raise ShapeMismatchError(
                 f"'hra_u' has the shape {tuple(self.vectors.shape)}, but must hold vectors as its columns"
             )
-        if not bool(self.vectors.float().square().sum(0).all()):
+        if not self.vectors.is_meta and not bool(self.vectors.float().square().sum(0).all()):
             raise BadValueError("'hra_u' holds a vector of zeros, which is no direction to reflect")
 
     @property

@@ -47,6 +47,8 @@ class _Elements(Extra, register=False):
             raise ShapeMismatchError(
                 f"its sparse residual has {tuple(self.positions.shape)} positions for {count} values"
             )
+        if self.positions.is_meta:  # an outline, without numbers
+            return
         rows, columns = self.matrix_shape
         row, column = _unsigned(self.positions)
         outside = (row >= rows) | (column >= columns) | (row < 0) | (column < 0)

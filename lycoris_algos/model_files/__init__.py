@@ -16,7 +16,7 @@ from .checkpoint import CheckpointIndex, index_checkpoint, index_header
 from .families import advice, doubts, family_title
 from .files import ModelFiles, model_files
 from .index import Found, ModelIndex, Placement
-from .known import IndexedModel, KnownModel, WeightsInMemory
+from .known import IndexedModel, KnownModel, WeightsInMemory, meaning
 from .layers import LayerIndex, Paths, UnsuitableError
 from .names import NameIndex
 from .opened import Checkpoint, checkpoint_header
@@ -51,6 +51,7 @@ __all__ = [
     "family_title",
     "index_checkpoint",
     "index_header",
+    "meaning",
     "model_files",
     "overlap",
 ]

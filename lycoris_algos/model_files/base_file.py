@@ -72,5 +72,8 @@ class BaseFile(IndexedModel[LayerIndex]):
             return ()
         return ("holds an averaged (EMA) copy of its weights as well, which is not looked at",)
 
+    def stored_dtype(self, half: LayerIndex, spot: Spot) -> torch.dtype:
+        return self._checkpoint.header.tensors[spot.key].dtype
+
     def record(self) -> Mapping[str, object]:
         return self._checkpoint.record(self._checkpoint.path.name)

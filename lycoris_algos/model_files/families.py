@@ -12,7 +12,7 @@ from ..io import base_model
 from ..models import families_of, identify
 from ..network import AdapterSet
 from ..text import Brief, listed
-from .index import ModelIndex
+from .index import L, ModelIndex
 from .layers import LayerIndex
 
 
@@ -46,7 +46,7 @@ def doubts(adapters: AdapterSet, index: ModelIndex[LayerIndex], placed: int, tot
     return []
 
 
-def family_title(index: ModelIndex[LayerIndex]) -> str | None:
+def family_title(index: ModelIndex[L]) -> str | None:
     """What family the diffusion model is of, as far as its parameters tell; None if there is none."""
     titles = _titles(index)
     if titles or index.model is None:
@@ -56,7 +56,7 @@ def family_title(index: ModelIndex[LayerIndex]) -> str | None:
     return "SDXL" if index.model.names.look_up("label_emb.0.0") else "Stable Diffusion 1 or 2"
 
 
-def _titles(index: ModelIndex[LayerIndex]) -> list[str]:
+def _titles(index: ModelIndex[L]) -> list[str]:
     """The families that the diffusion model is known to be of."""
     return [] if index.model is None else [family.title for family in families_of(_Parameters(index.model))]
 

@@ -10,13 +10,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
+import torch
 from torch import Tensor
 
-from ..formats import is_text_layer
-from ..models import Role
+from ..formats import encoder_number, is_text_layer, model_paths, text_paths
+from ..models import Role, layer_of
 from ..network import AdapterSet, Part
 from ..ops.rows import stacked
 from ..text import Brief
+from .families import family_title
 from .index import Found, L, ModelIndex
 from .overlaps import Overlaps, overlaps
 from .places import Shape, Spot, Spots
@@ -43,6 +45,22 @@ class KnownModel(ABC):
 
     def role(self, layer: str) -> Role | None:
         """What ``layer`` is in the model: its block and its kind; None if that is not known."""
+        return None
+
+    def family(self) -> str:
+        """The title of the model family that it is of, "" where that is not known."""
+        return ""
+
+    def target(self, layer: str) -> str | None:
+        """What the weight that ``layer`` means is called in the model; None if that is not known."""
+        return None
+
+    def refusal(self, layer: str) -> str:
+        """Why the model cannot take what its adapter sets have for ``layer``; "" if it can."""
+        return ""
+
+    def dtype(self, layer: str) -> torch.dtype | None:
+        """The number type that the weight of ``layer`` is stored in, as far as that is known."""
         return None
 
     def overlaps(self, adapters: AdapterSet) -> Overlaps:
@@ -75,6 +93,15 @@ class WeightsInMemory(Brief, KnownModel):
     def fetch(self, layer: str, what: str) -> Tensor:
         return (self.weights if what == "weight" else self.biases)[layer]
 
+    def target(self, layer: str) -> str | None:
+        return f"{layer}.weight" if layer in self.weights else None
+
+    def refusal(self, layer: str) -> str:
+        return "" if layer in self.weights or layer in self.biases else "the model has no such layer"
+
+    def dtype(self, layer: str) -> torch.dtype | None:
+        return self.weights[layer].dtype if layer in self.weights else None
+
 
 class IndexedModel(KnownModel, Generic[L]):
     """A model whose layers are indexed.
@@ -102,6 +129,27 @@ class IndexedModel(KnownModel, Generic[L]):
     def asides(self) -> Sequence[str]:
         """What the model holds besides its weights that a user may take for them, each as "holds …"."""
         return ()
+
+    @abstractmethod
+    def stored_dtype(self, half: L, spot: Spot) -> torch.dtype:
+        """The number type of the parameter of ``spot``."""
+
+    def family(self) -> str:
+        return family_title(self.index) or ""
+
+    def target(self, layer: str) -> str | None:
+        place = self._find(layer)
+        return None if place is None else " + ".join(dict.fromkeys(spot.key for spot in place.made))
+
+    def refusal(self, layer: str) -> str:
+        place = self._first(layer, whole=True)
+        if isinstance(place, str):
+            return place
+        return "" if place is not None else "the half of the model that it belongs to is not there"
+
+    def dtype(self, layer: str) -> torch.dtype | None:
+        place = self._find(layer)
+        return None if place is None else self.stored_dtype(place.half, place.made[0])
 
     def shape(self, layer: str, what: str) -> Shape | None:
         place, spots = self._find(layer), self._spots(layer, what)
@@ -152,10 +200,12 @@ class IndexedModel(KnownModel, Generic[L]):
     def _find(self, layer: str) -> Found[L, Spots] | None:
         if layer not in self._known:
             # Where nothing takes all of the adapters, what takes their weights is still what they mean.
-            self._known[layer] = self._first(layer, whole=True) or self._first(layer, whole=False)
+            tried = (self._first(layer, whole=whole) for whole in (True, False))
+            self._known[layer] = next((place for place in tried if isinstance(place, Found)), None)
         return self._known[layer]
 
-    def _first(self, layer: str, *, whole: bool) -> Found[L, Spots] | None:
+    def _first(self, layer: str, *, whole: bool) -> Found[L, Spots] | str | None:
+        """See ``ModelIndex.first``."""
         adapters = [own[layer] for own in self._sets if layer in own]
 
         def attempt(half: L, spots: Spots) -> Spots:
@@ -163,5 +213,20 @@ class IndexedModel(KnownModel, Generic[L]):
                 (half.check if whole else half.check_weight)(adapter, spots)
             return spots
 
-        place = self.index.first(layer, attempt)
-        return place if isinstance(place, Found) else None
+        return self.index.first(layer, attempt)
+
+
+def meaning(layer: str, known: KnownModel | None) -> Hashable:
+    """What ``layer`` means, in terms that can be compared: its place in the model, else its own path.
+
+    Without a model, names are compared without their dialect's prefix and with one separator.
+    """
+    place = None if known is None else known.same_layer(layer)
+    return ("name", _normalised(layer)) if place is None else ("known", place)
+
+
+def _normalised(layer: str) -> Hashable:
+    """The layer's path with nothing before it and one separator, and which text encoder, if any."""
+    paths = text_paths(layer) if is_text_layer(layer) else model_paths(layer)
+    path = layer_of(min(paths, key=len)).replace(".", "_")
+    return (is_text_layer(layer), encoder_number(layer), path)

@@ -4,7 +4,7 @@ from .adapter_set import AdapterSet, Unmatched
 from .content import content_hash, to_tensors
 from .convert import convert
 from .hcp import from_hcp, to_hcp
-from .load import from_tensors, load
+from .load import from_tensors, load, outline
 from .multipliers import Multipliers
 from .packing import load_embedding, pack, unpack
 from .rank import with_rank
@@ -26,6 +26,7 @@ __all__ = [
     "from_tensors",
     "load",
     "load_embedding",
+    "outline",
     "pack",
     "save",
     "to_hcp",

@@ -14,12 +14,13 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..adapters import LayerAdapter, known_suffixes, suffixes_beside
 from ..errors import LycorisError, NotAnAdapterError
 from ..formats import UNKNOWN, canonical_suffix, common_dialect, dialect_of, split_key
-from ..io import read_tensors
+from ..io import SafetensorsReader, read_tensors
 from ..ops.workers import one_thread
 from ..text import quoted
 from .adapter_set import AdapterSet, Unmatched
@@ -61,6 +62,8 @@ _ADAPTER_WORD = re.compile(r"(^|[._])(loras?|lora_[A-Za-z]+|hada|lokr|loha|glora
 _PARAMETER = re.compile(r"(.+?)(?:\.modules_to_save(?:\.[^.]+)?|\.base_layer)?\.(weight|bias)", re.DOTALL)
 # Who stores biases that were trained beside an adapter under their own names.
 _WITH_BIASES = frozenset({"peft", "diffusers"})
+# Bytes up to which a tensor is read for an outline: numbers, and vectors that say what is meant.
+_SMALL = 4096
 # PEFT's own file name; what it stores means little without the adapter_config.json beside it.
 _PEFT_STEM = "adapter_model"
 
@@ -76,6 +79,24 @@ def load(path: str | Path) -> AdapterSet:
     tensors, metadata = read_tensors(path)
     if path.stem == _PEFT_STEM:
         metadata = {**_peft_config(path.with_name("adapter_config.json")), **metadata}
+    return from_tensors(tensors, metadata, name=path.name)
+
+
+def outline(path: str | Path) -> AdapterSet:
+    """The same set with everything that its file's header and its small tensors tell, in no time.
+
+    The large tensors are on PyTorch's meta device: they have dtype and shape, and no numbers. Nothing can be
+    computed with them, and whether they hold NaN is not known. Raises as ``load`` does.
+    """
+    path = Path(path)
+    with SafetensorsReader(path) as reader:
+        tensors = {
+            name: reader[name]
+            if info.nbytes <= _SMALL
+            else torch.empty(info.shape, dtype=info.dtype, device="meta")
+            for name, info in reader.header.tensors.items()
+        }
+        metadata = reader.metadata
     return from_tensors(tensors, metadata, name=path.name)
 
 

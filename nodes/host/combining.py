@@ -41,6 +41,9 @@ class HostModel(IndexedModel[Targets]):
     def read(self, half: Targets, spot: Spot) -> Any:
         return half.base_weight(spot)
 
+    def stored_dtype(self, half: Targets, spot: Spot) -> Any:
+        return half.stored_dtype(spot)
+
     def record(self) -> Mapping[str, object]:
         """See ``KnownModel``. A loaded model does not say which file it came from."""
         wired = (("model", self.index.model), ("clip", self.index.text))

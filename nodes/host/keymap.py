@@ -62,6 +62,10 @@ class Targets(LayerIndex):
         held = self.patcher.patches.get(key, ())
         return any(strength != 0.0 and overlap(own, offset) for strength, _, _, offset, _ in held)
 
+    def stored_dtype(self, spot: Spot) -> Any:
+        """The number type of the parameter at ``spot``."""
+        return _unpatched(self.patcher, spot.key).dtype
+
     def base_weight(self, spot: Spot) -> Any:
         """The unpatched weight at ``spot`` as the layer was trained, in float32, where ComfyUI computes."""
         return self._seen(self._loaded(spot.key), spot)

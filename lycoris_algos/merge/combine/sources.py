@@ -1,9 +1,9 @@
 """The adapter sets of a combination, and which of their layers mean the same.
 
 Files of different trainers name the same layer differently. Where the model is known, it says what a name
-means; otherwise names are compared without their dialect's prefix and with one separator, which aligns
-dialects that follow the model's own paths. What has no partner is no error (adapters need not change the
-same layers), but is reported where the spelling may be the reason.
+means; otherwise names are compared (model_files/known.py), which aligns dialects that follow the model's own
+paths. What has no partner is no error (adapters need not change the same layers), but is reported where the
+spelling may be the reason.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from ...adapters import LayerAdapter
-from ...formats import encoder_number, is_text_layer, model_paths, text_paths
+from ...formats import is_text_layer
 from ...inspection import doubled_lines, unread_lines
-from ...model_files import KnownModel, Overlaps
-from ...models import UNKNOWN, Role, layer_of
+from ...model_files import KnownModel, Overlaps, meaning
+from ...models import UNKNOWN, Role
 from ...network import StackEntry
 from ...text import Brief, quoted
 
@@ -65,7 +65,7 @@ def grouped(
             if multiplier == 0.0:
                 continue
             role = source.role(name, role_in(known)) if ruled else UNKNOWN
-            key = _meaning(name, known)
+            key = meaning(name, known)
             own = groups.setdefault(key, [])
             if own and own[-1].index == index:  # a second name for the same: kept apart, and both count
                 own = groups.setdefault((key, name), [])
@@ -107,15 +107,3 @@ def unread_notes(sources: Sequence[StackEntry]) -> list[str]:
         for source in sources
         if source.adapters.unmatched
     ]
-
-
-def _meaning(name: str, known: KnownModel | None) -> Hashable:
-    place = None if known is None else known.same_layer(name)
-    return ("name", _normalised(name)) if place is None else ("known", place)
-
-
-def _normalised(name: str) -> Hashable:
-    """The layer's path with nothing before it and one separator, and which text encoder, if any."""
-    paths = text_paths(name) if is_text_layer(name) else model_paths(name)
-    path = layer_of(min(paths, key=len)).replace(".", "_")
-    return (is_text_layer(name), encoder_number(name), path)

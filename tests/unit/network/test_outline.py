@@ -1,0 +1,42 @@
+"""An outline: what a file's header and small tensors tell, without reading the rest."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from samples import CASES, Case
+
+from lycoris_algos import describe, from_tensors, load
+from lycoris_algos.network import outline
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_it_tells_the_same(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {f"lora_unet_x.{suffix}": value.contiguous() for suffix, value in case.tensors.items()}
+    path = tmp_path / "own.safetensors"
+    save_file(tensors, path)
+    monkeypatch.setattr(import_module("lycoris_algos.network.load"), "_SMALL", 16)  # the samples are small
+    whole, own = load(path), outline(path)
+    assert describe(own) == describe(whole)
+    assert own.size_bytes == whole.size_bytes
+    for name, layer in whole.items():
+        assert own[name].titles == layer.titles
+        assert own[name].matrix_shape == layer.matrix_shape
+        large = [t for item in own[name].components() for _, t in item.tensors() if t.nbytes > 16]
+        assert all(tensor.is_meta for tensor in large)
+
+
+def test_bundled_embeddings_are_outlined(tmp_path: Path) -> None:
+    tensors = {
+        "lora_unet_x.lora_up.weight": torch.ones(4, 2),
+        "lora_unet_x.lora_down.weight": torch.ones(2, 4),
+        "bundle_emb.word.clip_l": torch.ones(4, 768),
+    }
+    path = tmp_path / "own.safetensors"
+    save_file(tensors, path)
+    assert describe(outline(path)) == describe(from_tensors(tensors, name=path.name))
+    assert "embedding 'word'" in describe(outline(path))
