@@ -21,6 +21,7 @@ from ..text import bounded
 
 #: Command, which is also the name of its module: what it does.
 COMMANDS = {
+    "inspect": "what adapter files are and do",
     "merge": "adapter files into a checkpoint",
     "combine": "several adapter files into one, or one resized",
     "extract": "an adapter file out of two models",

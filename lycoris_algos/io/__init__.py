@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._part import PartFolder
 from ._space import explaining_writes, require_space
 from .batches import free_together, gathered, name_and_step
-from .files import read_tensors
+from .files import is_safetensors, read_tensors
 from .header import MAX_TENSORS, Header, TensorInfo, parse_header, read_header
 from .metadata import base_model, facts, network_args, title, trigger_words
 from .names import possible_name
@@ -39,6 +39,7 @@ __all__ = [
     "index_bytes",
     "index_of_shard",
     "is_first_shard",
+    "is_safetensors",
     "is_shard",
     "name_and_step",
     "network_args",

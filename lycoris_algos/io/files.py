@@ -28,10 +28,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     another kind, or that would need code to be run.
     """
     path = Path(path)
+    return read_all(path) if is_safetensors(path) else read_torch_file(path)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether ``path`` is to be read as a safetensors file. Raises FileFormatError if it cannot be read."""
     with naming_file(path), open_regular(path) as handle:
         kind = kind_of(handle.read(SNIFF_BYTES))
     if kind is None:
-        is_torch = path.suffix.lower() in _TORCH_SUFFIXES
-    else:
-        is_torch = kind is not FileKind.SAFETENSORS
-    return read_torch_file(path) if is_torch else read_all(path)
+        return path.suffix.lower() not in _TORCH_SUFFIXES
+    return kind is FileKind.SAFETENSORS

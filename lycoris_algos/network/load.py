@@ -20,7 +20,7 @@ from torch import Tensor
 from ..adapters import LayerAdapter, known_suffixes, suffixes_beside
 from ..errors import LycorisError, NotAnAdapterError
 from ..formats import UNKNOWN, canonical_suffix, common_dialect, dialect_of, split_key
-from ..io import SafetensorsReader, read_tensors
+from ..io import SafetensorsReader, is_safetensors, read_tensors
 from ..ops.workers import one_thread
 from ..text import quoted
 from .adapter_set import AdapterSet, Unmatched
@@ -76,19 +76,19 @@ def load(path: str | Path) -> AdapterSet:
     ShapeMismatchError or BadValueError; every message names the file and, where there is one, the layer.
     """
     path = Path(path)
-    tensors, metadata = read_tensors(path)
-    if path.stem == _PEFT_STEM:
-        metadata = {**_peft_config(path.with_name("adapter_config.json")), **metadata}
-    return from_tensors(tensors, metadata, name=path.name)
+    return _of_file(path, *read_tensors(path))
 
 
 def outline(path: str | Path) -> AdapterSet:
     """The same set with everything that its file's header and its small tensors tell, in no time.
 
     The large tensors are on PyTorch's meta device: they have dtype and shape, and no numbers. Nothing can be
-    computed with them, and whether they hold NaN is not known. Raises as ``load`` does.
+    computed with them, and whether they hold NaN is not known. Raises as ``load`` does. A PyTorch file has no
+    header, and is loaded.
     """
     path = Path(path)
+    if not is_safetensors(path):
+        return load(path)
     with SafetensorsReader(path) as reader:
         tensors = {
             name: reader[name]
@@ -96,7 +96,12 @@ def outline(path: str | Path) -> AdapterSet:
             else torch.empty(info.shape, dtype=info.dtype, device="meta")
             for name, info in reader.header.tensors.items()
         }
-        metadata = reader.metadata
+        return _of_file(path, tensors, reader.metadata)
+
+
+def _of_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> AdapterSet:
+    if path.stem == _PEFT_STEM:
+        metadata = {**_peft_config(path.with_name("adapter_config.json")), **metadata}
     return from_tensors(tensors, metadata, name=path.name)
 
 

@@ -40,3 +40,25 @@ def test_bundled_embeddings_are_outlined(tmp_path: Path) -> None:
     save_file(tensors, path)
     assert describe(outline(path)) == describe(from_tensors(tensors, name=path.name))
     assert "embedding 'word'" in describe(outline(path))
+
+
+def test_a_pytorch_file_has_no_header_and_is_loaded(tmp_path: Path) -> None:
+    tensors = {
+        "lora_unet_x.lora_up.weight": torch.ones(4, 2),
+        "lora_unet_x.lora_down.weight": torch.ones(2, 4),
+    }
+    path = tmp_path / "own.pt"
+    torch.save(tensors, path)
+    assert describe(outline(path)) == describe(load(path))
+
+
+def test_the_configuration_beside_the_file_counts(tmp_path: Path) -> None:
+    tensors = {
+        "base_model.model.x.lora_A.weight": torch.ones(2, 4000),
+        "base_model.model.x.lora_B.weight": torch.ones(4000, 2),
+    }
+    path = tmp_path / "adapter_model.safetensors"
+    save_file(tensors, path)
+    path.with_name("adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 6, "r": 2}')
+    assert describe(outline(path)) == describe(load(path))
+    assert "alpha 6" in describe(outline(path))
