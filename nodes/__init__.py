@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, combine, extract, load, merge, save, stack
+from . import apply, combine, extract, inspect, load, merge, save, stack
 from .host.paths import register_folder
 
 NODES: list[type[io.ComfyNode]] = [
@@ -15,6 +15,7 @@ NODES: list[type[io.ComfyNode]] = [
     *save.NODES,
     *merge.NODES,
     *extract.NODES,
+    *inspect.NODES,
 ]
 
 register_folder()

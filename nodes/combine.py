@@ -20,7 +20,7 @@ from ..lycoris_algos.network import Stack
 from ..lycoris_algos.ops.dtypes import STORED_DTYPES
 from .host.baking import base_fingerprint, base_names, check_base
 from .host.combining import AS_STORED, NO_BASE, combine_stack
-from .host.compat import LYCORIS, schema, socket, text_ui
+from .host.compat import LYCORIS, node_id, schema, socket, text_ui
 from .host.multipliers import multipliers_fingerprint, multipliers_input, with_multipliers
 
 _BUDGET = "size budget in MB"
@@ -241,9 +241,8 @@ class CombineLyCORIS(io.ComfyNode):
             live_order=live_order,
             **numbers,
         )
-        node_id = getattr(cls.hidden, "unique_id", None) if getattr(cls, "hidden", None) else None
         weighted = with_multipliers(lycoris, multipliers)
-        stack, report = combine_stack(weighted, options, model, clip, base, node_id)
+        stack, report = combine_stack(weighted, options, model, clip, base, node_id(cls))
         return io.NodeOutput(stack, report, ui=text_ui(report))
 
 

@@ -41,6 +41,11 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
+def blank() -> Tensor:
+    """What stands for a picture where there is none, in the form of ``draw``."""
+    return torch.zeros(1, 64, 64, 3)
+
+
 def draw(found: Inspection) -> Tensor:
     """The picture as ComfyUI has images: (1, height, width, 3), 0 to 1. LycorisError without matplotlib."""
     with _figure(found) as figure:

@@ -30,6 +30,11 @@ def socket(kind: Any, id: str, **options: Any) -> Any:
     return kind.Input(id, **{name: value for name, value in options.items() if name in known})
 
 
+def node_id(cls: Any) -> str | None:
+    """The id of the node that runs, for a class that asks for it; None outside of a run."""
+    return getattr(getattr(cls, "hidden", None), "unique_id", None)
+
+
 def is_dynamic(patcher: Any) -> bool:
     """Whether ``patcher`` streams weights to the GPU as they are needed (dynamic VRAM of newer hosts)."""
     return bool(getattr(patcher, "is_dynamic", lambda: False)())
