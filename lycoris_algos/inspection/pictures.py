@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from ..errors import LycorisError
+from ..models import KINDS
 from ..text import single_line
-from .values import Inspection, LayerValues, View, in_order
+from .values import Inspection, LayerValues, View, by_block, in_order
 
 #: What to do where ``can_draw`` answers False.
 ADVICE = (
@@ -113,7 +114,8 @@ def _energy(figure: Any, found: Inspection) -> None:
     from matplotlib.colors import LogNorm
 
     energies = found.energies
-    kinds = sorted({kind for own in energies.values() for kind in own})
+    present = {kind for own in energies.values() for kind in own}
+    kinds = [kind for kind in KINDS if kind in present]
     axes = figure.add_subplot()
     _title(figure, found, "Where the strength sits")
     norms = [
@@ -143,7 +145,7 @@ def _spectra(figure: Any, found: Inspection) -> None:
     if not measured:
         _nothing(above, "nothing was measured")
         return
-    for number, (kind, own) in enumerate(_by(measured, lambda layer: layer.kind).items()):
+    for number, (kind, own) in enumerate(_by_kind(measured).items()):
         longest = max(len(layer.singular_values) for layer in own)
         middle = [
             statistics.median(
@@ -161,8 +163,8 @@ def _spectra(figure: Any, found: Inspection) -> None:
     above.set_ylabel("σ / largest σ (median)")
     above.grid(alpha=0.3)
     _legend(figure, above)
-    blocks = _by(measured, lambda layer: layer.block)
-    for number, own in enumerate(_by(measured, lambda layer: layer.kind).values()):
+    blocks = by_block(measured)
+    for number, own in enumerate(_by_kind(measured).values()):
         places = [list(blocks).index(layer.block) for layer in own]
         ranks = [layer.effective_rank for layer in own]
         below.scatter(places, ranks, s=16, color=_colour(number), marker=_marker(number), alpha=0.8)
@@ -180,8 +182,8 @@ def _relative(figure: Any, found: Inspection) -> None:
     if not measured:
         _nothing(axes, "connect the model that it is for")
         return
-    blocks = list(_by(measured, lambda layer: layer.block))
-    for number, (kind, own) in enumerate(_by(measured, lambda layer: layer.kind).items()):
+    blocks = list(by_block(measured))
+    for number, (kind, own) in enumerate(_by_kind(measured).items()):
         places = [blocks.index(layer.block) for layer in own]
         values = [layer.relative for layer in own]
         style = {"color": _colour(number), "marker": _marker(number)}
@@ -248,7 +250,7 @@ def _quantisation(figure: Any, found: Inspection) -> None:
     if not measured:
         _nothing(axes, "connect the model that it is for")
         return
-    blocks = _by(measured, lambda layer: layer.block)
+    blocks = by_block(measured)
     for number, name in enumerate(measured[0].survival):
         for how, line in (("nearest", "-"), ("stochastic", ":")):
             shares = [
@@ -307,11 +309,9 @@ def _nothing(axes: Any, why: str) -> None:
     axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes)
 
 
-def _by(layers: Sequence[LayerValues], name: Callable[[LayerValues], str]) -> dict[str, list[LayerValues]]:
-    groups: dict[str, list[LayerValues]] = defaultdict(list)
-    for layer in layers:
-        groups[name(layer)].append(layer)
-    return {key: groups[key] for key in in_order(groups)}
+def _by_kind(layers: Sequence[LayerValues]) -> dict[str, list[LayerValues]]:
+    groups = {kind: [layer for layer in layers if layer.kind == kind] for kind in KINDS}
+    return {kind: own for kind, own in groups.items() if own}
 
 
 def _left(found: Inspection, block: str) -> float:

@@ -19,19 +19,19 @@ from torch import Tensor
 
 from .._types import Cancel, Progress
 from ..adapters import LayerAdapter
-from ..deltas import effective_rank, survival
-from ..errors import CancelledError, LycorisError, NeedsBaseError
+from ..deltas import Layerwise, computing_device, effective_rank, survival
+from ..errors import LycorisError, NeedsBaseError
 from ..formats import is_text_layer
 from ..io import base_model, trigger_words
 from ..model_files import KnownModel, meaning
 from ..models import identify
 from ..network import StackEntry, Unmatched
+from ..network.roles import named_roles
 from ..ops.dtypes import STORED_DTYPES
 from ..ops.workers import Workers
 from ..structures import Structure, enlarged
 from ..text import Brief, quoted
 from .meetings import Change, Compared, Ledger, compare
-from .places import Places
 from .report import describe, unmatched_lines
 from .values import FileValues, Inspection, LayerValues, View
 
@@ -57,20 +57,13 @@ def inspect(
 
     The overview looks at names and shapes only. Raises CancelledError between layers.
     """
-    # Apple's GPUs have no float64, which the small decompositions need.
-    chosen = torch.device("cpu" if torch.device(device).type == "mps" else device)
-    task = _Task(stack, view, known, chosen, Places(known))
+    task = _Task(stack, view, known, computing_device(device))
     groups = task.groups()
     ledger = Ledger()
     layers: list[LayerValues] = []
-    with Workers(chosen) as workers:
-        ahead = range(2 * workers.count if chosen.type == "cpu" else 1)
-        results = workers.results(lambda group, _: task.measured(group), groups, ahead)
-        for done, (group, (values, compared)) in enumerate(results):
-            if cancel is not None and cancel():
-                raise CancelledError("cancelled: the inspection was not finished")
-            if progress is not None:
-                progress(done, len(groups), group[0].name)
+    with Workers(task.device) as workers:
+        layerwise = Layerwise(task.device, workers, len(groups), progress, cancel)
+        for _, (values, compared) in layerwise.results(groups, task.measured):
             layers += values
             ledger.enter(values[0].block, compared)
     if progress is not None:
@@ -100,6 +93,18 @@ class _Item(Brief):
     multiplier: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Group(Brief):
+    """The layers of all files that mean the same."""
+
+    items: list[_Item]
+
+    @property
+    def name(self) -> str:
+        """What progress calls it."""
+        return self.items[0].name
+
+
 @dataclass
 class _Task(Brief):
     """One inspection: what is looked at, and where it computes."""
@@ -108,18 +113,18 @@ class _Task(Brief):
     view: View
     known: KnownModel | None
     device: torch.device
-    places: Places
 
     def __post_init__(self) -> None:
         self._fetching = threading.Lock()  # a loaded model need not be able to give several at a time
+        self._roles = [named_roles(entry.adapters, entry.adapters.metadata) for entry in self.stack]
         known = None if self.view is View.OVERVIEW else self.known
         #: Of each file, the layers that it does not use, since others of it change the same weight.
         self._unused = [
             frozenset() if known is None else known.overlaps(entry.adapters).unused for entry in self.stack
         ]
 
-    def groups(self) -> list[list[_Item]]:
-        """The layers of all files, those that mean the same together, in order of first appearance."""
+    def groups(self) -> list[_Group]:
+        """All layers of all files, in order of first appearance."""
         groups: dict[Hashable, list[_Item]] = {}
         for file, entry in enumerate(self.stack):
             for name, adapter in entry.adapters.items():
@@ -129,12 +134,12 @@ class _Task(Brief):
                 if own and own[-1].file == file:  # a second name for the same
                     own = groups.setdefault((file, name), [])
                 own.append(item)
-        return list(groups.values())
+        return [_Group(items) for items in groups.values()]
 
     def described(self, item: _Item) -> LayerValues:
         """What is known of a layer without computing."""
         adapter = item.adapter
-        place = self.places.of(item.name)
+        role = self._roles[item.file][item.name]
         algorithm = adapter.algorithm
         own = adapter.weight_components or adapter.bias_extras
         names = [component.algo for component in own]
@@ -143,8 +148,8 @@ class _Task(Brief):
             item.file,
             item.name,
             None if self.known is None else self.known.target(item.name),
-            place.block,
-            place.kind,
+            role.block,
+            role.kind,
             "+".join(names),
             None if algorithm is None else algorithm.rank,
             self._shape(item),
@@ -152,12 +157,12 @@ class _Task(Brief):
             "" if self.known is None else self.known.refusal(item.name),
         )
 
-    def measured(self, group: list[_Item]) -> tuple[list[LayerValues], Compared]:
+    def measured(self, group: _Group) -> tuple[list[LayerValues], Compared]:
         """(the values of layers that mean the same, how their changes meet)."""
         layers: list[LayerValues] = []
         changes: list[Change] = []
         weight: Tensor | None = None
-        for item in group:
+        for item in group.items:
             values = self.described(item)
             if self.view is View.OVERVIEW or item.name in self._unused[item.file]:
                 layers.append(values)

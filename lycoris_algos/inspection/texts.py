@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 
 from ..text import LINES, as_report, capped, human_size, listed, quoted, single_line
-from .values import Inspection, Joint, LayerValues, Meeting, View, in_order
+from .values import Inspection, Joint, LayerValues, Meeting, View, by_block
 
 
 class Detail(str, Enum):
@@ -60,7 +59,7 @@ def _overview(found: Inspection, detail: Detail) -> Iterator[str]:
                 ],
             )
         else:
-            blocks = _by_block(own)
+            blocks = by_block(own)
             yield f"  blocks: {listed([f'{block} ({len(blocks[block])})' for block in blocks], 40)}"
     if found.model is not None and found.warnings:
         yield "does not fit:"
@@ -104,7 +103,7 @@ def _spectra(found: Inspection, detail: Detail) -> Iterator[str]:
             _range([float(layer.rank) for layer in own if layer.rank is not None]),
             _short(max(_first(layer) or 0.0 for layer in own)),
         )
-        for block, own in _by_block(measured).items()
+        for block, own in by_block(measured).items()
     ]
     yield from _table(("block", "layers", "effective rank", "rank", "largest σ"), rows)
 
@@ -126,7 +125,7 @@ def _relative(found: Inspection, detail: Detail) -> Iterator[str]:
         rows = [(_percent(layer.relative), _named(layer)) for layer in _largest(measured, _of_relative)]
         yield from _table(("‖ΔW‖/‖W‖", "layer"), rows)
         return
-    values = {block: [layer.relative or 0.0 for layer in own] for block, own in _by_block(measured).items()}
+    values = {block: [layer.relative or 0.0 for layer in own] for block, own in by_block(measured).items()}
     yield from _table(
         ("block", "layers", "median", "largest"),
         [
@@ -175,7 +174,7 @@ def _quantisation(found: Inspection, detail: Detail) -> Iterator[str]:
         yield from _table((*types, "layer"), [(*_survival([own], types), _named(own)) for own in least])
         return
     rows = [("all", *_survival(measured, types))]
-    rows += [(block, *_survival(own, types)) for block, own in _by_block(measured).items()]
+    rows += [(block, *_survival(own, types)) for block, own in by_block(measured).items()]
     yield from _table(("block", *types), rows)
 
 
@@ -237,13 +236,6 @@ def _survival(layers: Sequence[LayerValues], types: Sequence[str]) -> list[str]:
         )
         cells.append(f"{_percent(nearest)} ({_percent(stochastic)})")
     return cells
-
-
-def _by_block(layers: Iterable[LayerValues]) -> dict[str, list[LayerValues]]:
-    blocks: dict[str, list[LayerValues]] = defaultdict(list)
-    for layer in layers:
-        blocks[layer.block].append(layer)
-    return {block: blocks[block] for block in in_order(blocks)}
 
 
 def _largest(

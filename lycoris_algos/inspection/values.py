@@ -192,10 +192,26 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 def in_order(blocks: Iterable[str]) -> list[str]:
-    """Blocks by name, their numbers as numbers."""
-    return sorted(
-        blocks, key=lambda block: [(int(p), "") if p.isdigit() else (-1, p) for p in _DIGITS.split(block)]
-    )
+    """Blocks as a model has them: what comes before all others, those by name and number, the rest."""
+    return sorted(blocks, key=_place)
+
+
+def by_block(layers: Iterable[LayerValues]) -> dict[str, list[LayerValues]]:
+    """``layers`` by the block that they are in, blocks in order."""
+    blocks: dict[str, list[LayerValues]] = defaultdict(list)
+    for layer in layers:
+        blocks[layer.block].append(layer)
+    return {block: blocks[block] for block in in_order(blocks)}
+
+
+# What is before and after the numbered blocks of a model, for which "" stands; te2 and so on are as te.
+_ORDER = ("embed", "", "final", "other", "te")
+
+
+def _place(block: str) -> tuple[int, list[tuple[int, str]]]:
+    group = block.partition(".")[0].rstrip("0123456789")
+    rank = _ORDER.index(group if group in _ORDER else "")
+    return rank, [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in _DIGITS.split(block)]
 
 
 def _layer(layer: LayerValues) -> dict[str, object]:

@@ -97,6 +97,22 @@ def test_the_overview_computes_nothing() -> None:
     assert found.files[0].parts == {"model": values.size_bytes}
 
 
+def test_layers_have_their_blocks_and_kinds() -> None:
+    names = {
+        "lora_unet_double_blocks_11_img_attn_qkv": ("double.11", "attn.qkv"),
+        "lora_unet_double_blocks_2_txt_mlp_0": ("double.2", "ff"),
+        "lora_unet_single_blocks_0_modulation_lin": ("single.0", "mod"),
+        "lora_te1_text_model_encoder_layers_3_mlp_fc1": ("te.3", "text"),
+        "lora_unet_img_in": ("embed", "embed"),
+    }
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        tensors |= lora(draw(8, 2), draw(2, 6), name)
+    found = inspect(stack(tensors), View.ENERGY)
+    assert {values.layer: (values.block, values.kind) for values in found.layers} == names
+    assert list(found.energies) == ["embed", "double.2", "double.11", "single.0", "te.3"]
+
+
 # ---- outliers ------------------------------------------------------------------------------------------
 
 
