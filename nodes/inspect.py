@@ -77,9 +77,9 @@ class InspectLyCORIS(io.ComfyNode):
         cls, lycoris: Stack, view: str, detail: str, model: Any = None, clip: Any = None
     ) -> io.NodeOutput:
         seen = inspect_stack(lycoris, View(view), Detail(detail), model, clip, node_id(cls))
-        document = seen.found.to_json()
-        shown = {**seen.shown, **text_ui(seen.report), "lycoris_inspection": [document]}
-        return io.NodeOutput(seen.picture, seen.report, document, ui=shown)
+        panel = {"lycoris_inspection": [seen.found.to_json(spectra=False)]}  # web/js/inspect.js
+        shown = {**seen.shown, **text_ui(seen.report), **panel}
+        return io.NodeOutput(seen.picture, seen.report, seen.found.to_json(), ui=shown)
 
 
 NODES = [InspectLyCORIS]

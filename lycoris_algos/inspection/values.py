@@ -142,11 +142,11 @@ class Inspection(Brief):
                 sums[layer.block][layer.kind] += layer.energy
         return {block: dict(sums[block]) for block in in_order(sums)}
 
-    def to_json(self) -> str:
-        """The document; numbers that are none (NaN, infinity) are null."""
-        return json.dumps(self.document(), ensure_ascii=False, allow_nan=False)
+    def to_json(self, *, spectra: bool = True) -> str:
+        """The document; numbers that are none (NaN, infinity) are null. ``spectra``: with singular values."""
+        return json.dumps(self.document(spectra=spectra), ensure_ascii=False, allow_nan=False)
 
-    def document(self) -> dict[str, object]:
+    def document(self, *, spectra: bool = True) -> dict[str, object]:
         """See the help page of Inspect LyCORIS."""
         families = {file.family for file in self.files}
         return {
@@ -169,7 +169,7 @@ class Inspection(Brief):
             "algorithms": dict(Counter(layer.algorithm for layer in self.layers).most_common()),
             "family": families.pop() if len(families) == 1 else None,
             "model": self.model,
-            "layers": [_layer(layer) for layer in self.layers],
+            "layers": [_layer(layer, spectra) for layer in self.layers],
             "blocks": {
                 block: {kind: _number(energy) for kind, energy in kinds.items()}
                 for block, kinds in self.energies.items()
@@ -214,7 +214,7 @@ def _place(block: str) -> tuple[int, list[tuple[int, str]]]:
     return rank, [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in _DIGITS.split(block)]
 
 
-def _layer(layer: LayerValues) -> dict[str, object]:
+def _layer(layer: LayerValues, spectra: bool) -> dict[str, object]:
     return {
         "file": layer.file,
         "layer": layer.layer,
@@ -230,7 +230,7 @@ def _layer(layer: LayerValues) -> dict[str, object]:
         "relative": _number(layer.relative),
         "outlier": layer.outlier,
         "effective_rank": _number(layer.effective_rank),
-        "singular_values": [_number(value) for value in layer.singular_values],
+        "singular_values": [_number(value) for value in layer.singular_values if spectra],
         "dtype": layer.dtype,
         "survival": {
             name: {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from lab import paths, workflows
 from lab.browser import ComfyPage, open_page
 from lab.server import PACK_FOLDER, ComfyServer
 from lab.workflows import Prompt
+from playwright.sync_api import expect
 
 #: How many widgets a node had before others were added after them.
 EARLIER_WIDGETS = {"MergeLyCORIS": 6, "CombineLyCORIS": 15}
@@ -41,6 +43,23 @@ def test_the_report_is_shown_on_the_node(vue_nodes: bool, server: ComfyServer, b
         assert shown, f"no element {REPORT} with a text"
         assert "tiny_lokr" in "\n".join(shown)
         assert [error for error in page.errors if f"/extensions/{PACK_FOLDER}/" in error] == []
+
+
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["litegraph", "nodes2"])
+def test_a_workflow_that_is_opened_again_shows_its_own_report(
+    vue_nodes: bool, server: ComfyServer, browser: Path
+) -> None:
+    """Nodes 2.0 goes on with what it shows of a node of the same id."""
+    server.write_settings(**{"Comfy.VueNodes.Enabled": vue_nodes})
+    first = workflows.load("LyCORISLoader")
+    other = workflows.with_inputs(first, "LyCORISLoader", lycoris_name="tiny_loha.safetensors")
+
+    with open_page(server.url, browser) as page:
+        for prompt, name in ((first, "tiny_lokr"), (other, "tiny_loha")):
+            page.load(prompt)
+            kind, detail = page.queue()
+            assert kind == "execution_success", detail
+            expect(page.page.locator(REPORT)).to_have_text(re.compile(name))
 
 
 def test_every_example_workflow_opens_and_runs(server: ComfyServer, browser: Path) -> None:

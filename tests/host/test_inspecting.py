@@ -47,7 +47,12 @@ def test_every_view_shows_a_picture_a_text_and_numbers(
     assert "file_1" in report
     assert json.loads(document)["view"] == view
     assert output.ui["text"] == [report]
-    assert output.ui["lycoris_inspection"] == [document]
+    (panel,) = map(json.loads, output.ui["lycoris_inspection"])
+    whole = json.loads(document)
+    spectra = [layer.pop("singular_values") for layer in whole["layers"]]
+    assert any(spectra) == (view == "spectra")
+    assert [layer.pop("singular_values") for layer in panel["layers"]] == [[] for _ in spectra]
+    assert panel == whole
     (shown,) = output.ui["images"]
     assert shown["type"] == "temp"
     assert (pictures / shown["filename"]).is_file()

@@ -1,18 +1,16 @@
 /*
  * Shows a node's text on the node itself: what it returns as {"ui": {"text": [text]}}.
  *
- * ComfyUI shows such a text on its own nodes only. A DOM widget is the one thing that the canvas renderer and
- * Nodes 2.0 both place and scale, so there is nothing here that draws.
+ * ComfyUI shows such a text on its own nodes only.
  */
 import { app } from "../../../scripts/app.js";
+import { addStyle, boxOf, elementOf, isOurs, whenExecuted, whenRestored } from "./box.js";
 
 const WIDGET = "lycoris_report";
 const MIN_WIDTH = 400;
 const MIN_HEIGHT = 130;
 
-// A class, not inline styles, so that a user's own CSS can change it. The colours are the theme's.
-const style = document.createElement("style");
-style.textContent = `
+addStyle(`
   .lycoris-report-box { position: relative; box-sizing: border-box; width: 100%; height: 100%; min-height: ${MIN_HEIGHT}px; }
   .lycoris-report {
     position: absolute; inset: 0; width: 100%; height: 100%; box-sizing: border-box; margin: 0; padding: 6px 8px;
@@ -28,13 +26,7 @@ style.textContent = `
   }
   .lycoris-report-box:hover .lycoris-report:not(:placeholder-shown) ~ .lycoris-report-copy,
   .lycoris-report-copy:focus-visible { opacity: 1; }
-`;
-document.head.append(style);
-
-/** Every node of this pack, those to come included: they need no list here. */
-function isOurs(node) {
-  return !!node.constructor.nodeData?.category?.startsWith("LyCORIS");
-}
+`);
 
 function element() {
   // A read-only textarea and not a <pre>: there, the page leaves selecting and the keys (Ctrl+A, Ctrl+C, Delete)
@@ -56,38 +48,12 @@ function element() {
     document.execCommand("copy");
   });
 
-  const box = document.createElement("div");
-  // The second class is Nodes 2.0's: it gives the box what a taller node has to spare.
-  box.className = "lycoris-report-box widget-expands";
-  box.append(text, copy);
-  // What the canvas renderer calls at a click elsewhere, so that the keys are the canvas' again.
-  box.blur = () => text.blur();
-  // Nodes 2.0 would drag the node instead of selecting text.
-  box.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
-  // Nodes 2.0's mark of something that scrolls (newer pages ask for a click into it first).
-  box.dataset.captureWheel = "true";
-  box.addEventListener("wheel", (event) => {
-    event.stopPropagation();
-    if (!event.ctrlKey && !event.metaKey) return;
-    // Pinching means the canvas everywhere; the browser would zoom the whole page.
-    event.preventDefault();
-    app.canvas.processMouseWheel(event);
-  });
-  return box;
+  return boxOf("lycoris-report-box", text, copy);
 }
 
 /** The node's box of text, which is made where there is none yet. */
-function boxOf(node) {
-  const known = node.widgets?.find((widget) => widget.name === WIDGET);
-  if (known) return known.element;
-  const widget = node.addDOMWidget(WIDGET, WIDGET, element(), {
-    serialize: false, // in what is sent to the server
-    hideOnZoom: false,
-    getMinHeight: () => MIN_HEIGHT,
-  });
-  widget.serialize = false; // in the saved workflow
-  node.setSize([Math.max(node.size[0], MIN_WIDTH), Math.max(node.size[1], node.computeSize()[1])]);
-  return widget.element;
+function reportOf(node) {
+  return elementOf(node, WIDGET, element, [MIN_WIDTH, MIN_HEIGHT]);
 }
 
 /** Saved values up to the first that is none. */
@@ -98,7 +64,7 @@ function upToHole(values) {
 
 function show(node, output) {
   // Not .value: as its content, the text is also in the page's text.
-  if (output?.text && isOurs(node)) boxOf(node).firstChild.textContent = [output.text].flat().join("\n");
+  if (output?.text && isOurs(node)) reportOf(node).firstChild.textContent = [output.text].flat().join("\n");
 }
 
 app.registerExtension({
@@ -107,7 +73,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (!isOurs(node)) return;
     // Output nodes have something to say at every run, so their box is there before the first one.
-    if (node.constructor.nodeData.output_node) boxOf(node);
+    if (node.constructor.nodeData.output_node) reportOf(node);
 
     // The page saves values by position: the box leaves a hole there, and only the page's own text of the last
     // run stands after it. Neither may become the value of a widget that this node has got since.
@@ -125,21 +91,10 @@ app.registerExtension({
       configured?.apply(this, arguments);
     };
 
-    // Called after each run, also when the result came from the cache.
-    const executed = node.onExecuted;
-    node.onExecuted = function (output) {
-      executed?.apply(this, arguments);
-      show(this, output);
-    };
+    whenExecuted(node, show);
   },
 
-  // Called when outputs of an earlier run come back: another tab, a job of the queue, undo. Nodes in a subgraph
-  // are known there by "<id of the subgraph>:<id of the node>".
   onNodeOutputsUpdated(outputs) {
-    const root = app.rootGraph ?? app.graph;
-    for (const graph of [root, ...(root.subgraphs?.values() ?? [])]) {
-      const prefix = graph === root ? "" : `${graph.id}:`;
-      for (const node of graph.nodes) show(node, outputs[prefix + node.id]);
-    }
+    whenRestored(outputs, show);
   },
 });

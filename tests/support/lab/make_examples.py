@@ -29,6 +29,8 @@ from lab.server import ComfyServer, ServerError, stop_cleanly_on_sigterm
 README_PICTURE = paths.REPO / "docs" / "images" / "graph.png"
 README_EXAMPLE = "StackLyCORIS"
 """The example with the most of the pack in it. The README shows it up to the last of our nodes."""
+PORTRAITS = {"InspectLyCORIS": paths.REPO / "docs" / "images" / "inspect.png"}
+"""Nodes that documents show by themselves, out of the example of their name."""
 
 THUMBNAIL_WIDTH = 1024
 THUMBNAIL_BYTES = 100_000
@@ -166,6 +168,8 @@ def make(page: ComfyPage, name: str) -> None:
     paths.EXAMPLE_WORKFLOWS.mkdir(exist_ok=True)
     (paths.EXAMPLE_WORKFLOWS / f"{name}.json").write_text(text, "utf-8")
     _save_thumbnail(thumbnail, paths.EXAMPLE_WORKFLOWS / f"{name}.jpg")
+    if name in PORTRAITS:
+        _photograph(page, [node for node in nodes if node.type == name]).save(PORTRAITS[name], optimize=True)
     if name == README_EXAMPLE:
         README_PICTURE.parent.mkdir(parents=True, exist_ok=True)
         end = max(node.x + node.width for node in nodes if workflows.is_ours(node.type))
