@@ -26,7 +26,7 @@ from ..io import base_model, trigger_words
 from ..model_files import KnownModel, meaning
 from ..models import identify
 from ..network import StackEntry, Unmatched
-from ..network.roles import named_roles
+from ..network.roles import roles_of
 from ..ops.dtypes import STORED_DTYPES
 from ..ops.workers import Workers
 from ..structures import Structure, enlarged
@@ -116,7 +116,7 @@ class _Task(Brief):
 
     def __post_init__(self) -> None:
         self._fetching = threading.Lock()  # a loaded model need not be able to give several at a time
-        self._roles = [named_roles(entry.adapters, entry.adapters.metadata) for entry in self.stack]
+        self._role_of = roles_of(self.known)
         known = None if self.view is View.OVERVIEW else self.known
         #: Of each file, the layers that it does not use, since others of it change the same weight.
         self._unused = [
@@ -129,7 +129,7 @@ class _Task(Brief):
         for file, entry in enumerate(self.stack):
             for name, adapter in entry.adapters.items():
                 is_text = is_text_layer(name) if self.known is None else self.known.is_text(name)
-                item = _Item(file, name, adapter, entry.multiplier(is_text))
+                item = _Item(file, name, adapter, entry.multiplier(name, is_text, self._role_of))
                 own = groups.setdefault(meaning(name, self.known), [])
                 if own and own[-1].file == file:  # a second name for the same
                     own = groups.setdefault((file, name), [])
@@ -139,7 +139,7 @@ class _Task(Brief):
     def described(self, item: _Item) -> LayerValues:
         """What is known of a layer without computing."""
         adapter = item.adapter
-        role = self._roles[item.file][item.name]
+        role = self.stack[item.file].role(item.name, self._role_of)
         algorithm = adapter.algorithm
         own = adapter.weight_components or adapter.bias_extras
         names = [component.algo for component in own]

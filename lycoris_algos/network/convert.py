@@ -32,6 +32,7 @@ from .multipliers import Multipliers
 from .peft_form import PEFT_METADATA, WITHOUT_ALPHA, peft_form, peft_metadata
 from .recipe import RECIPE, source_record
 from .respelling import KnownNames, Respelled, respelled, writable
+from .roles import roles_of
 from .stack import StackEntry, check_multipliers
 
 _HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
@@ -60,7 +61,7 @@ def convert(
     """
     target = None if dialect is None else writable(dialect)
     entry = StackEntry(adapter_set, strength_model, strength_clip, multipliers)
-    role_of = (lambda _: None) if known is None else known.role
+    role_of = roles_of(known)
     check_multipliers([entry], [role_of])
     folded: dict[str, LayerAdapter] = {}
     for name, layer in adapter_set.items():

@@ -17,8 +17,8 @@ from typing import Protocol
 from ..adapters import LayerAdapter, of_row_parts, row_part
 from ..errors import NoSpellingError
 from ..formats import DIALECTS, Dialect, dialect_of, encoder_number, is_text_layer, model_paths, text_paths
-from ..models import Role
 from ..text import Brief, quoted
+from .roles import KnownRoles
 
 #: The dialects that files can be written in.
 WRITABLE = ("kohya", "comfy", "diffusers", "peft")
@@ -52,14 +52,11 @@ class Part(Brief):
     within: tuple[int, int, int] | None = None
 
 
-class KnownNames(Protocol):
+class KnownNames(KnownRoles, Protocol):
     """Who knows what the names of layers mean: any ``KnownModel`` does."""
 
     def is_text(self, layer: str) -> bool:
         """Whether ``layer`` is one of a text encoder."""
-
-    def role(self, layer: str) -> Role | None:
-        """What ``layer`` is in the model, None if unknown."""
 
     def spelled(self, layer: str, dialect: str) -> Sequence[Part] | None:
         """``layer`` as ``dialect`` spells it, in parts; empty if it has no name for it, None if unknown."""

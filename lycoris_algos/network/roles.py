@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from ..formats import encoder_number, is_text_layer, model_paths
 from ..models import Family, Role, family_of_file, role_in, role_of, text_role
 
 # The numbers of encoders that files name instead, as kohya counts them.
 _NUMBERS = {"clip_g": 2, "clip_bigG": 2, "t5xxl": 3, "t5": 3}
+
+
+class KnownRoles(Protocol):
+    """Who knows what layers are in a model: any ``KnownModel`` does."""
+
+    def role(self, layer: str) -> Role | None:
+        """What ``layer`` is in the model; None if that is not known."""
+
+
+def roles_of(known: KnownRoles | None) -> Callable[[str], Role | None]:
+    """What layers are in the model, as ``StackEntry`` asks; None for all of them where it is not known."""
+    return (lambda _: None) if known is None else known.role
 
 
 def named_roles(layers: Iterable[str], metadata: Mapping[str, str] | None = None) -> dict[str, Role]:

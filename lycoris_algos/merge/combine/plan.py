@@ -22,12 +22,13 @@ from ...adapters import fittable
 from ...errors import BadValueError, NeedsBaseError, ShapeMismatchError
 from ...model_files import KnownModel
 from ...network import StackEntry, check_multipliers
+from ...network.roles import roles_of
 from ...ops.ranks import RankKind
 from ...structures import pays
 from ...text import Brief, as_report, capped, quoted
 from .methods import Kind
 from .options import AUTO, FULL, LORA, SAME, CombineOptions
-from .sources import Contribution, alignment_notes, grouped, meeting_notes, met, role_in, unread_notes
+from .sources import Contribution, alignment_notes, grouped, meeting_notes, met, unread_notes
 
 
 class Route(str, Enum):
@@ -117,7 +118,7 @@ def plan_combine(
     options = options or CombineOptions()
     sources = tuple(stack)
     _check_stack(sources, options)
-    check_multipliers(sources, [role_in(base)] * len(sources))
+    check_multipliers(sources, [roles_of(base)] * len(sources))
     meeting = met(sources, base)
     groups = grouped(sources, base, meeting)
     parameters: list[ParameterPlan] = []

@@ -8,7 +8,7 @@ spelling may be the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from ...adapters import LayerAdapter
@@ -17,6 +17,7 @@ from ...inspection import doubled_lines, unread_lines
 from ...model_files import KnownModel, Overlaps, meaning
 from ...models import UNKNOWN, Role
 from ...network import StackEntry
+from ...network.roles import roles_of
 from ...text import Brief, quoted
 
 
@@ -35,11 +36,6 @@ class Contribution(Brief):
     def multiplier_of(self, source: StackEntry) -> float:
         """What ``source`` has for this layer, whether it holds it or not."""
         return source.multiplier(self.name, self.is_text, lambda _: self.role)
-
-
-def role_in(known: KnownModel | None) -> Callable[[str], Role | None]:
-    """What layers are in the model, as ``StackEntry.multiplier`` asks; None for all where it is not known."""
-    return (lambda _: None) if known is None else known.role
 
 
 def met(sources: Sequence[StackEntry], known: KnownModel | None) -> list[Overlaps]:
@@ -61,10 +57,10 @@ def grouped(
             if name in meeting[index].unused:
                 continue
             is_text = is_text_layer(name) if known is None else known.is_text(name)
-            multiplier = source.multiplier(name, is_text, role_in(known))
+            multiplier = source.multiplier(name, is_text, roles_of(known))
             if multiplier == 0.0:
                 continue
-            role = source.role(name, role_in(known)) if ruled else UNKNOWN
+            role = source.role(name, roles_of(known)) if ruled else UNKNOWN
             key = meaning(name, known)
             own = groups.setdefault(key, [])
             if own and own[-1].index == index:  # a second name for the same: kept apart, and both count
