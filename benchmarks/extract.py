@@ -39,6 +39,8 @@ from lycoris_algos.network import save
 from lycoris_algos.structures import Dense
 
 RANK = 32
+# MB of a square matrix that lycoris-lora forms.
+_LARGEST = 1000.0
 #: Shapes of SDXL's UNet.
 SHAPES = (
     (320, 320, 3, 3),
@@ -202,9 +204,9 @@ def model(folder: Path, blocks: int, algorithms: list[str], threads: int) -> Non
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command")
     single = commands.add_parser("layers")
-    single.add_argument("--largest", type=float, default=1000.0, metavar="MB")
+    single.add_argument("--largest", type=float, default=_LARGEST, metavar="MB")
     single.add_argument("--threads", type=int, default=1, help="1 is what each worker of a run has")
     whole = commands.add_parser("model")
     whole.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
@@ -216,7 +218,9 @@ def main() -> int:
     alone.add_argument("algorithm")
     alone.add_argument("threads", type=int)
     options = parser.parse_args()
-    if options.command == "layers":
+    if options.command is None:
+        layers(_LARGEST, 1)
+    elif options.command == "layers":
         layers(options.largest, options.threads)
     elif options.command == "model":
         model(options.folder, options.blocks, options.algorithms, options.threads)

@@ -209,3 +209,19 @@ def test_names_of_strangers_are_shown_harmless(tmp_path: Path) -> None:
     assert "\x1b" not in report
     assert max(map(len, report.splitlines())) < 400
     assert json.dumps(report)
+
+
+def test_a_model_in_shards_is_one(base: Path, tmp_path: Path) -> None:
+    own = changed(unet(), change())
+    whole = extract(base, write(tmp_path, "tuned", own), **TWO)
+    keys = list(own)
+    parts = {f"m-0000{n}-of-00002": keys[n - 1 :: 2] for n in (1, 2)}
+    for name, part in parts.items():
+        write(tmp_path, name, {key: own[key] for key in part})
+    places = {key: f"{name}.safetensors" for name, part in parts.items() for key in part}
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}), "utf-8")
+    got = extract(base, index, **TWO)
+    assert got.adapters.keys() == whole.adapters.keys()
+    for key, value in whole.adapters[NAME].to_tensors().items():
+        assert torch.equal(got.adapters[NAME].to_tensors()[key], value)
