@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from ..structures import Kronecker, Structure
+from ..text import Brief
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Alignment(Brief):
     """⟨A, B⟩, and the shares of the spaces of outputs and of inputs (0 to 1; 0 where one change is 0)."""
 
     inner: float

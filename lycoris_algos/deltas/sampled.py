@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..ops.rounding import moved
 from ..structures import Structure
+from ..text import Brief
 
 #: So many rows of a weight are looked at, and all of one that has no more.
 ROWS = 256
@@ -21,7 +22,7 @@ _BLOCK = 16
 
 
 @dataclass(frozen=True)
-class Survival:
+class Survival(Brief):
     """What becomes of a change in a number type: shares of the weights that it would move.
 
     ``nearest`` of them really become another number when they are rounded to the nearest, ``stochastic`` of

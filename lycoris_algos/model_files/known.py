@@ -130,9 +130,9 @@ class IndexedModel(KnownModel, Generic[L]):
         """What the model holds besides its weights that a user may take for them, each as "holds …"."""
         return ()
 
-    @abstractmethod
-    def stored_dtype(self, half: L, spot: Spot) -> torch.dtype:
-        """The number type of the parameter of ``spot``."""
+    def stored_dtype(self, half: L, spot: Spot) -> torch.dtype | None:
+        """The number type of the parameter of ``spot``, as far as that is known."""
+        return None
 
     def family(self) -> str:
         return family_title(self.index) or ""

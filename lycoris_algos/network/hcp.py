@@ -20,7 +20,7 @@ from ..errors import LycorisError, NotAnAdapterError
 from ..formats import dialect_of, is_text_layer, model_paths
 from ..formats.hcp import JOINT
 from ..models.unet import dotted, sdxl_diffusers, sdxl_original
-from ..text import quoted
+from ..text import Brief, quoted
 from .adapter_set import AdapterSet
 from .convert import convert
 from .load import from_tensors
@@ -52,7 +52,7 @@ class KnownWeights(KnownNames, Protocol):
 
 
 @dataclass(frozen=True)
-class StableDiffusionNames:
+class StableDiffusionNames(Brief):
     """What names of Stable Diffusion mean without a model: its words are few, and SDXL has one layout."""
 
     sdxl: bool
