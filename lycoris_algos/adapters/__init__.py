@@ -18,11 +18,13 @@ from ._layer import LayerAdapter, apply_
 from ._registry import algorithms, component, extras, known_suffixes, modifiers, suffixes_beside
 from ._rows import of_row_parts, row_part
 from ._trained import PeftReading, PeftSettings, TrainingFacts
-from .sparse import SparseWeight
 
 for _module in sorted(module.name for module in iter_modules(__path__)):
     if not _module.startswith("_"):
         import_module(f".{_module}", __name__)
+
+# Only now: registration in the order of names is the order in which extras are added.
+from .sparse import SparseWeight  # noqa: E402
 
 
 def fittable() -> dict[str, type[Component]]:

@@ -22,11 +22,6 @@ LOOK_AT_IT = """() => {
     view.offset = [200 - node.pos[0], 100 - node.pos[1]];
     window.app.graph.setDirtyCanvas(true, true);
 }"""
-ADD_TARGET = """() => {
-    const node = window.app.graph.nodes.find((item) => item.type === 'LoadLyCORIS');
-    if (!node.widgets.some((widget) => widget.name === 'multipliers'))
-        node.addWidget('text', 'multipliers', '', () => {});
-}"""
 SENT = """() => window.app.graph.nodes.find((item) => item.type === 'LoadLyCORIS')
     .widgets.find((widget) => widget.name === 'multipliers').value"""
 KEPT = """() => window.app.graph.nodes.find((item) => item.type === 'InspectLyCORIS')
@@ -150,7 +145,6 @@ def test_it_is_filtered_and_sorted(panel: Panel) -> None:
 
 
 def test_the_rules_are_sent_to_the_node_that_loads_the_file(panel: Panel) -> None:
-    panel.page.evaluate(ADD_TARGET)
     panel.name("middle").click()
     panel.box.get_by_role("button", name="send").click()
     assert panel.page.evaluate(SENT) == "middle=0"
