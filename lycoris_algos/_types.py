@@ -7,6 +7,9 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+#: What a change is multiplied by: a number, or a tensor () that is trained.
+Factor: TypeAlias = float | Tensor
+
 #: Tensors of one file, by their key in the file.
 StateDict: TypeAlias = Mapping[str, Tensor]
 

@@ -18,6 +18,15 @@ from ._layer import LayerAdapter, apply_
 from ._registry import algorithms, component, extras, known_suffixes, modifiers, suffixes_beside
 from ._rows import of_row_parts, row_part
 from ._trained import PeftReading, PeftSettings, TrainingFacts
+from ._training import (
+    begin,
+    change_in_step,
+    resumed,
+    trainable,
+    trained_suffixes,
+    training_options,
+    with_tensors,
+)
 
 for _module in sorted(module.name for module in iter_modules(__path__)):
     if not _module.startswith("_"):
@@ -77,6 +86,8 @@ __all__ = [
     "TrainingFacts",
     "algorithms",
     "apply_",
+    "begin",
+    "change_in_step",
     "component",
     "extras",
     "fittable",
@@ -86,7 +97,12 @@ __all__ = [
     "modifiers",
     "of_row_parts",
     "residual_elements",
+    "resumed",
     "row_part",
     "suffixes_beside",
+    "trainable",
+    "trained_suffixes",
+    "training_options",
     "whole_change",
+    "with_tensors",
 ]

@@ -9,17 +9,21 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from .._types import Factor
 from ..errors import ShapeMismatchError
 from ..structures import Structure
 from . import _registry
 from ._fitting import FitRequest, Fitted, Price
 from ._stored import Stored
 from ._trained import PeftReading, PeftSettings, TrainingFacts
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Shape = Sequence[int]
 #: Fetches the weight that an adapter was trained on, where that is known.
@@ -68,7 +72,7 @@ class Component(Stored):
         without.
         """
 
-    def multiplied(self, factor: float) -> Component | None:
+    def multiplied(self, factor: Factor) -> Component | None:
         """The same with ``factor``·ΔW, stored the same way; None where no stored factor does that."""
         return None
 
@@ -76,6 +80,21 @@ class Component(Stored):
     def linear(self) -> bool:
         """Whether ΔW is in proportion to a stored factor, so that ``multiplied`` answers."""
         return type(self).multiplied is not Component.multiplied
+
+    # ---- training -------------------------------------------------------------------------------
+
+    #: What trainers call it, where training can begin with it.
+    trained_as: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def begin(cls, weight: Tensor, *args: Any, **options: Any) -> Self:
+        """What training of ``weight`` starts from: every tensor is trained, and made in float32 beside it.
+
+        Its keywords are the options that it understands, in LyCORIS' names. ``weight`` is the parameter that
+        is changed, for its shape, its device and (T-LoRA) its values. Raises BadValueError for options that
+        do not fit it.
+        """
+        raise TypeError(f"{cls.title} is not trained")
 
     # ---- fitting --------------------------------------------------------------------------------
 
@@ -115,6 +134,7 @@ class Algorithm(Component):
         super().__init_subclass__(**kwargs)
         if register:
             _registry.register(cls)
+        _registry.register_trained(cls)
 
     @property
     def rank(self) -> int | None:
@@ -165,6 +185,23 @@ class Algorithm(Component):
         """
         return self
 
+    # ---- a step of training ---------------------------------------------------------------------------
+
+    def drawn(self) -> Algorithm:
+        """What one step trains of it: itself for all but those that draw some of their ranks (DyLoRA)."""
+        return self
+
+    #: Whether timesteps switch some of its ranks off while it is trained, and sampled from.
+    scheduled: ClassVar[bool] = False
+
+    def masked(self, mask: Tensor) -> Algorithm | None:
+        """The same with each rank times a number of ``mask`` (r,); None for what has no ranks to mask."""
+        return None
+
+    def resumed(self, weight: Tensor) -> Algorithm:
+        """The form that goes on being trained on ``weight``, which it was trained on before."""
+        return self
+
     # ---- fewer ranks, and sums ----------------------------------------------------------------------
 
     def cut(self, rank: int, nested: str | None) -> Algorithm | None:
@@ -194,11 +231,14 @@ class Extra(Component):
     target: ClassVar[str]
     #: Whether a layer without that parameter may be changed all the same, without this extra.
     optional: ClassVar[bool] = False
+    #: The name of what is trained on the layer's bias beside it.
+    on_bias: ClassVar[str | None] = None
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if register:
             _registry.register(cls, "target")
+        _registry.register_trained(cls)
 
     def beside(self, algorithm: Algorithm | None) -> tuple[Extra, str]:
         """(what its tensors mean beside ``algorithm``, what was done about it or "")."""
@@ -234,6 +274,11 @@ class Magnitude(Stored):
     @abstractmethod
     def around(self, change: Structure) -> Structure:
         """The change that gives W + ``change`` the lengths d."""
+
+    @classmethod
+    @abstractmethod
+    def begin(cls, weight: Tensor, wd_on_out: bool = True) -> Magnitude:
+        """The lengths that ``weight`` has, of its outputs or of its input channels: where training starts."""
 
     @abstractmethod
     def to_peft(self) -> Magnitude | None:

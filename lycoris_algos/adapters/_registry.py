@@ -16,10 +16,11 @@ from ..errors import AmbiguousAdapterError, UnknownAdapterError
 from ..text import listed
 
 if TYPE_CHECKING:
-    from ._base import Algorithm, Extra
+    from ._base import Algorithm, Component, Extra
     from ._stored import Stored
 
 _STORED: dict[str, type[Stored]] = {}
+_TRAINED: dict[str, type[Component]] = {}
 _CLASS_DATA = ("algo", "title", "reference", "keys")
 # Suffixes of so many algorithms that they are no sign of any.
 _SHARED = frozenset({"alpha", "scale"})
@@ -44,6 +45,19 @@ def register(cls: type[Stored], *more: str) -> None:
     _STORED[cls.algo] = cls
     known_suffixes.cache_clear()
     suffixes_beside.cache_clear()
+
+
+def register_trained(cls: type[Component]) -> None:
+    """Adds a class under the names that trainers use for it, if it names any; TypeError if one is taken."""
+    for name in cls.__dict__.get("trained_as", ()):
+        if name in _TRAINED:
+            raise TypeError(f"{cls.__qualname__}: '{name}' is trained as {_TRAINED[name].__qualname__}")
+        _TRAINED[name] = cls
+
+
+def trained() -> dict[str, type[Component]]:
+    """{a trainer's name: class} of everything that training can begin with."""
+    return dict(_TRAINED)
 
 
 def component(algo: str) -> type[Stored]:

@@ -24,15 +24,18 @@ from ._keys import KeySpec
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_KEY, _KIND = "key", "kind"
+_KEY, _KIND, _TRAINED = "key", "kind", "trained"
 # Far from float32's ends: a product with a strength does not pass them, and what is stored again is the same.
 _SMALLEST, _LARGEST = 1e-30, 1e30
 
 
-def tensor(key: str, *, optional: bool = False) -> Any:
-    """A dataclass field holding the real tensor stored as ``key``; None when ``optional`` and absent."""
+def tensor(key: str, *, optional: bool = False, trained: bool = True) -> Any:
+    """A dataclass field holding the real tensor stored as ``key``; None when ``optional`` and absent.
+
+    Training changes it, unless ``trained`` says that it stays as it is.
+    """
     default = None if optional else dataclasses.MISSING
-    return dataclasses.field(default=default, metadata={_KEY: key, _KIND: "real"})
+    return dataclasses.field(default=default, metadata={_KEY: key, _KIND: "real", _TRAINED: trained})
 
 
 def indices(key: str) -> Any:
@@ -115,6 +118,25 @@ class Stored(Brief, ABC):
             value = getattr(self, field.name)
             if isinstance(value, Tensor) and _KEY in field.metadata:
                 yield field.metadata[_KEY], value
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same with those of ``tensors``, by suffix, that it stores. Shapes are equal: none is checked.
+
+        A training step does this for every layer.
+        """
+        fresh = object.__new__(type(self))
+        for field in _fields(type(self)):
+            value, key = getattr(self, field.name), field.metadata.get(_KEY)
+            if key is not None and key in tensors:
+                kind = field.metadata[_KIND]
+                value = tensors[key] if kind in ("real", "whole") else _READERS[kind](key, tensors[key])
+            object.__setattr__(fresh, field.name, value)
+        return fresh
+
+    def trained(self) -> frozenset[str]:
+        """The suffixes of the tensors that training changes."""
+        fields = (field for field in _fields(type(self)) if getattr(self, field.name) is not None)
+        return frozenset(field.metadata[_KEY] for field in fields if field.metadata.get(_TRAINED))
 
     def cast(self, dtype: torch.dtype, device: torch.device | None = None) -> Self:
         """The same with every real tensor stored in ``dtype``; whole numbers and alpha stay as they are."""

@@ -1,4 +1,4 @@
-"""Corrections of alpha for training options (rs_lora) that several algorithms share."""
+"""What several algorithms share about alpha: how training asks for it, and corrections for rs_lora."""
 
 from __future__ import annotations
 
@@ -26,3 +26,12 @@ def rank_stabilised(
         return None
     changed: Any = replace(algorithm, alpha=alpha * math.sqrt(algorithm.rank))  # type: ignore[type-var]
     return changed, "rs_lora whose alpha was stored without √rank: multiplied by it"
+
+
+def trained_alpha(alpha: float | None, rank: int, rs_lora: bool) -> float:
+    """alpha as it is stored, where training asks for ``alpha``: 0 or None is ``rank``, which scales by 1.
+
+    ``rs_lora`` scales by alpha/√rank; α·√rank says that to every reader.
+    """
+    asked = float(alpha) if alpha else float(rank)
+    return asked * math.sqrt(rank) if rs_lora else asked

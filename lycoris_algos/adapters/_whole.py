@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .._types import Factor
 from ..errors import ShapeMismatchError
 from ..ops.dtypes import added, common_dtype, times
+from ..ops.starting import zeros
 from ..structures import Dense
 from ._base import FLOAT, Base, Extra, Shape
 from ._fitting import FitRequest, Fitted, Price
@@ -53,10 +55,15 @@ class WholeTensor(Extra, register=False):
 class WholeChange(WholeTensor, register=False):
     """ΔW is the stored tensor."""
 
+    @classmethod
+    def begin(cls, weight: Tensor, *args: Any, **options: Any) -> Self:
+        """ΔW is 0."""
+        return cls(zeros(weight, *weight.shape))
+
     def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Dense:
         return Dense(self.change.reshape(self.matrix_shape))
 
-    def multiplied(self, factor: float) -> WholeChange:
+    def multiplied(self, factor: Factor) -> WholeChange:
         return replace(self, change=times(self.change, factor))
 
     def holding(self, change: Tensor) -> Self:

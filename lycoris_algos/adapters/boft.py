@@ -17,8 +17,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import ShapeMismatchError
+from ..errors import BadValueError, ShapeMismatchError
+from ..ops.divisors import power2factorization
 from ..ops.dtypes import solving
+from ..ops.starting import ones, zeros
 from ..structures import RowButterfly
 from ._base import FLOAT, Algorithm, Base, Shape
 from ._keys import KeySpec
@@ -65,6 +67,25 @@ class BOFT(SkewBlocks):
     title: ClassVar[str] = "BOFT"
     reference: ClassVar[str] = _REFERENCE
     dimensions: ClassVar[int] = 4
+    trained_as: ClassVar[tuple[str, ...]] = ("boft",)
+
+    @classmethod
+    def begin(
+        cls, weight: Tensor, *, lora_dim: int = 4, constraint: float = 0.0, rescaled: bool = False
+    ) -> BOFT:
+        """Nothing is turned. Blocks are of at most ``lora_dim`` rows, and as many stages as reach all rows.
+
+        Raises BadValueError where the rows are not an even number, up to ``lora_dim``, times a power of two.
+        """
+        outputs = weight.shape[0]
+        size, count = power2factorization(outputs, lora_dim)
+        if size is None:
+            raise BadValueError(
+                f"BOFT cannot cut {outputs} outputs into a power of two of even blocks of up to {lora_dim}: "
+                "leave this layer out, or choose a larger lora_dim"
+            )
+        rescale = ones(weight, outputs, *(1 for _ in weight.shape[1:])) if rescaled else None
+        return cls(zeros(weight, count.bit_length(), count, size, size), rescale, float(constraint))
 
     def check(self) -> None:
         super().check()

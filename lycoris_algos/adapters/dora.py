@@ -115,6 +115,13 @@ class DoRA(Magnitude):
             for rank, own in enumerate(lost.tolist(), 1)
         ]
 
+    @classmethod
+    def begin(cls, weight: Tensor, wd_on_out: bool = True) -> DoRA:
+        channels = weight.detach().float().movedim(0 if wd_on_out else 1, 0)
+        norms = torch.linalg.vector_norm(channels.flatten(1), dim=1)
+        kernel = (1,) * (weight.dim() - 2)
+        return cls(norms.reshape(*((-1, 1) if wd_on_out else (1, -1)), *kernel))
+
     def around(self, change: Structure) -> Structure:
         kind = ColumnDecomposed if self.over_rows else RowDecomposed
         return kind(change, self.scale.reshape(-1))
@@ -160,6 +167,12 @@ class MagnitudeVector(Magnitude):
             raise ShapeMismatchError(
                 f"DoRA has {self.magnitudes.numel()} magnitudes, but the weight has {outputs} outputs"
             )
+
+    @classmethod
+    def begin(cls, weight: Tensor, wd_on_out: bool = True) -> MagnitudeVector:
+        if not wd_on_out:
+            raise TypeError("PEFT's magnitudes are those of outputs")
+        return cls(DoRA.begin(weight).scale.reshape(-1))
 
     def around(self, change: Structure) -> Structure:
         return RowDecomposed(change, self.magnitudes.reshape(-1))

@@ -33,6 +33,8 @@ class FullWeight(WholeChange):
     reference: ClassVar[str] = _REFERENCE
     keys: ClassVar[KeySpec] = KeySpec(required=("diff",))
     target: ClassVar[str] = "weight"
+    trained_as: ClassVar[tuple[str, ...]] = ("full",)
+    on_bias: ClassVar[str | None] = "full_bias"
 
     universal: ClassVar[bool] = True
 

@@ -18,15 +18,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._types import Factor
 from ..errors import ShapeMismatchError
 from ..ops.dtypes import solving, times
+from ..ops.starting import has_kernel, kaiming, pointwise, zeros
 from ..ops.tucker import absorb_input
 from ..structures import Product
 from ._base import FLOAT, Algorithm, Base, Shape, scale
 from ._keys import KeySpec
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
 from ._trained import TrainingFacts
-from ._trainers import rank_stabilised
+from ._trainers import rank_stabilised, trained_alpha
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,7 @@ class GLoRA(Algorithm):
         required=("a1.weight", "a2.weight", "b1.weight", "b2.weight"), optional=("bm.weight", "alpha")
     )
     needs_weight: ClassVar[bool] = True
+    trained_as: ClassVar[tuple[str, ...]] = ("glora",)
 
     a1: Tensor = tensor("a1.weight")
     a2: Tensor = tensor("a2.weight")
@@ -88,9 +91,34 @@ class GLoRA(Algorithm):
         a1, _, _, _ = self._in_order
         return self.rank * (1 + self.matrix_shape[1] // a1.shape[0])
 
-    def multiplied(self, factor: float) -> GLoRA:
+    def multiplied(self, factor: Factor) -> GLoRA:
         # One of each pair, and in either order of storing them.
         return replace(self, a1=times(self.a1, factor), b1=times(self.b1, factor))
+
+    @classmethod
+    def begin(
+        cls,
+        weight: Tensor,
+        *,
+        lora_dim: int = 4,
+        alpha: float | None = 1.0,
+        use_tucker: bool = False,
+        use_scalar: bool = False,
+        rs_lora: bool = False,
+    ) -> GLoRA:
+        """ΔW is 0: both inner factors are, or (``use_scalar``) what everything is multiplied by."""
+        outputs, inputs, *kernel = weight.shape
+        one = pointwise(weight.shape)
+        tucker = use_tucker and has_kernel(weight.shape)
+        inner = kaiming if use_scalar else zeros
+        return cls(
+            kaiming(weight, inputs, lora_dim, *one),
+            inner(weight, lora_dim, inputs, *one),
+            kaiming(weight, outputs, lora_dim, *one),
+            inner(weight, lora_dim, inputs, *(one if tucker else kernel)),
+            kaiming(weight, lora_dim, lora_dim, *kernel) if tucker else None,
+            trained_alpha(alpha, lora_dim, rs_lora),
+        )
 
     def fits(self, shape: Sequence[int]) -> None:
         super().fits(shape)

@@ -21,8 +21,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._types import Factor
 from ..errors import BadValueError, ShapeMismatchError
 from ..ops.dtypes import times
+from ..ops.starting import pointwise, zeros
 from ..structures import ColumnScaling, RowScaling
 from ._base import FLOAT, Algorithm, Base, Extra, Shape
 from ._keys import KeySpec
@@ -43,6 +45,14 @@ class IA3(Algorithm):
 
     weight: Tensor = tensor("weight")
     on_input: float = number("on_input")
+    trained_as: ClassVar[tuple[str, ...]] = ("ia3",)
+
+    @classmethod
+    def begin(cls, weight: Tensor, *, train_on_input: bool = False) -> IA3:
+        """Every channel is scaled by 1."""
+        channels = weight.shape[1 if train_on_input else 0]
+        kernel = pointwise(weight.shape)
+        return cls(zeros(weight, *((1,) if kernel else ()), channels, *kernel), float(train_on_input))
 
     def check(self) -> None:
         if self.weight.numel() == 0 or self.weight.numel() != max(self.weight.shape, default=0):
@@ -65,7 +75,7 @@ class IA3(Algorithm):
                 f"but the weight is {'×'.join(map(str, shape))}"
             )
 
-    def multiplied(self, factor: float) -> IA3:
+    def multiplied(self, factor: Factor) -> IA3:
         return replace(self, weight=times(self.weight, factor))
 
     def structure(

@@ -17,10 +17,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._types import Factor
 from ..ops.dtypes import solving, times
 from ..ops.hadamard import fit_hadamard
 from ..ops.lowrank import gram_spectrum
 from ..ops.ranks import COUNTED, RankKind, RankRule, choose
+from ..ops.starting import has_kernel, normal, zeros
 from ..ops.tucker import absorb_input
 from ..structures import Hadamard
 from ._base import FLOAT, Algorithm, Base, Shape, scale
@@ -30,7 +32,7 @@ from ._peft import folded, scaled_by_peft
 from ._range import filling_range
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
 from ._trained import PeftReading, PeftSettings, TrainingFacts
-from ._trainers import rank_stabilised
+from ._trainers import rank_stabilised, trained_alpha
 
 # What tells whether a change is worth the time of a fit: one of this rank to so many rows and columns of it
 # has to lose less than this share of what a LoRA of its size loses.
@@ -51,6 +53,7 @@ class LoHa(Algorithm):
         together=(("hada_t1", "hada_t2"),),
         optional=("alpha", "scale"),
     )
+    trained_as: ClassVar[tuple[str, ...]] = ("loha",)
 
     w1_a: Tensor = tensor("hada_w1_a")
     w1_b: Tensor = tensor("hada_w1_b")
@@ -104,7 +107,7 @@ class LoHa(Algorithm):
     def filling(self) -> LoHa:
         return filling_range(self)
 
-    def multiplied(self, factor: float) -> LoHa:
+    def multiplied(self, factor: Factor) -> LoHa:
         return replace(self, w1_a=times(self.w1_a, factor))
 
     def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Hadamard:
@@ -114,6 +117,36 @@ class LoHa(Algorithm):
 
         first, second = half(self.w1_a, self.w1_b, self.t1), half(self.w2_a, self.w2_b, self.t2)
         return Hadamard(*first, *second, scale(self.alpha, self.rank, self.fixed_scale))
+
+    # ---- training -------------------------------------------------------------------------------
+
+    @classmethod
+    def begin(
+        cls,
+        weight: Tensor,
+        *,
+        lora_dim: int = 4,
+        alpha: float | None = 1.0,
+        use_tucker: bool = False,
+        use_scalar: bool = False,
+        rs_lora: bool = False,
+    ) -> LoHa:
+        """ΔW is 0: the second outer factor is, or (``use_scalar``) what everything is multiplied by."""
+        outputs, inputs, *kernel = weight.shape
+        tucker = use_tucker and has_kernel(weight.shape)
+        outer = (lora_dim, outputs) if tucker else (outputs, lora_dim)
+        inner = (lora_dim, inputs if tucker else inputs * math.prod(kernel))
+        first, second = (normal(weight, *outer, std=0.1) for _ in range(2))
+        t1, t2 = (normal(weight, lora_dim, lora_dim, *kernel, std=0.1) if tucker else None for _ in range(2))
+        return cls(
+            first,
+            normal(weight, *inner, std=1.0),
+            second if use_scalar else zeros(weight, *outer),
+            normal(weight, *inner, std=1.0),
+            t1,
+            t2,
+            trained_alpha(alpha, lora_dim, rs_lora),
+        )
 
     @classmethod
     def numbers_per_rank(cls, rows: int, columns: int) -> int:

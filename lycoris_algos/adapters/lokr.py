@@ -18,11 +18,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._types import Factor
 from ..errors import BadValueError
+from ..ops.divisors import divisor, factorization
 from ..ops.dtypes import solving, times
 from ..ops.kronecker import kronecker_share, nearest_kronecker
 from ..ops.lowrank import best_factors, gram_spectrum, leading_values
 from ..ops.ranks import COUNTED, RankKind, choose
+from ..ops.starting import has_kernel, kaiming, zeros
 from ..ops.tucker import absorb_input
 from ..structures import Dense, Kronecker, LowRank
 from ._base import FLOAT, Algorithm, Base, Shape, scale
@@ -32,7 +35,7 @@ from ._peft import folded, scaled_by_peft
 from ._range import filling_range
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
 from ._trained import PeftReading, PeftSettings, TrainingFacts
-from ._trainers import rank_stabilised
+from ._trainers import rank_stabilised, trained_alpha
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,7 @@ class LoKr(Algorithm):
         ),
         optional=("alpha", "scale"),
     )
+    trained_as: ClassVar[tuple[str, ...]] = ("lokr",)
 
     w1: Tensor | None = tensor("lokr_w1", optional=True)
     w1_a: Tensor | None = tensor("lokr_w1_a", optional=True)
@@ -141,7 +145,7 @@ class LoKr(Algorithm):
     def filling(self) -> LoKr:
         return filling_range(self)
 
-    def multiplied(self, factor: float) -> LoKr:
+    def multiplied(self, factor: Factor) -> LoKr:
         if self.w1 is not None:
             return replace(self, w1=times(self.w1, factor))
         return replace(self, w1_a=times(_both(self.w1_a, self.w1_b)[0], factor))
@@ -182,6 +186,47 @@ class LoKr(Algorithm):
         if alpha is not None and shortened.rank is not None:
             alpha *= shortened.rank / self.rank
         return replace(shortened, alpha=alpha)
+
+    # ---- training -------------------------------------------------------------------------------
+
+    @classmethod
+    def begin(
+        cls,
+        weight: Tensor,
+        *,
+        lora_dim: int = 4,
+        alpha: float | None = 1.0,
+        factor: int = -1,
+        use_tucker: bool = False,
+        use_scalar: bool = False,
+        rs_lora: bool = False,
+        decompose_both: bool = False,
+        full_matrix: bool = False,
+        unbalanced_factorization: bool = False,
+    ) -> LoKr:
+        """ΔW is 0: the second factor is, or (``use_scalar``) what everything is multiplied by.
+
+        A factor is whole where the rank is at least half of its longer side, and with ``full_matrix``; where
+        both are, alpha and ``rs_lora`` change nothing.
+        """
+        outputs, inputs, *kernel = weight.shape
+        rows, columns = factorization(outputs, int(factor)), factorization(inputs, int(factor))
+        (o1, o2), (i1, i2) = (rows[::-1] if unbalanced_factorization else rows), columns
+        first_whole = full_matrix or not decompose_both or 2 * lora_dim >= max(o1, i1)
+        second_whole = full_matrix or 2 * lora_dim >= max(o2, i2)
+        tucker = use_tucker and has_kernel(weight.shape)
+        sizes: dict[str, tuple[int, ...]]
+        sizes = {"w1": (o1, i1)} if first_whole else {"w1_a": (o1, lora_dim), "w1_b": (lora_dim, i1)}
+        if second_whole:
+            sizes["w2"] = (o2, i2, *kernel)
+        elif tucker:
+            sizes |= {"w2_a": (lora_dim, o2), "w2_b": (lora_dim, i2), "t2": (lora_dim, lora_dim, *kernel)}
+        else:
+            sizes |= {"w2_a": (o2, lora_dim), "w2_b": (lora_dim, i2 * math.prod(kernel))}
+        silent = () if use_scalar else ("w2", "w2_b")
+        own = {name: (zeros if name in silent else kaiming)(weight, *size) for name, size in sizes.items()}
+        whole = first_whole and second_whole
+        return cls(**own, alpha=lora_dim if whole else trained_alpha(alpha, lora_dim, rs_lora))  # type: ignore[arg-type]
 
     # ---- sums -----------------------------------------------------------------------------------
 
@@ -260,7 +305,7 @@ class LoKr(Algorithm):
             if best is None or kept > best[0]:
                 best = kept, cls.of(w1, w2, request.shape, rank)
         if best is None:  # not even w1 and one rank fit: the smallest there is
-            w1, w2 = nearest_kronecker(matrix, *(_factorised(size, -1) for size in _split(request)))
+            w1, w2 = nearest_kronecker(matrix, *(divisor(size, -1) for size in _split(request)))
             best = 0.0, cls.of(w1, w2, request.shape, 1)
         return cls._fitted(best[1], request)
 
@@ -276,7 +321,7 @@ class LoKr(Algorithm):
             return request.like.first_shape
         rows, inputs = _split(request)
         factor = request.factor
-        return (_factorised(rows, factor), _factorised(inputs, factor)) if factor else None
+        return (divisor(rows, factor), divisor(inputs, factor)) if factor else None
 
     @classmethod
     def prices(cls, request: FitRequest) -> list[Price]:
@@ -352,15 +397,4 @@ def _split(request: FitRequest) -> tuple[int, int]:
 
 
 def _sizes(rows: int, inputs: int) -> Iterator[tuple[int, int]]:
-    yield from dict.fromkeys((_factorised(rows, f), _factorised(inputs, f)) for f in (-1, 2, 4, 8, 16, 32))
-
-
-def _factorised(size: int, factor: int) -> int:
-    """The largest divisor of ``size`` up to ``factor``, or up to its root where the factor is −1.
-
-    As LyCORIS splits a dimension: ``factor`` itself where it divides, and never above the root otherwise.
-    """
-    if factor > 0 and size % factor == 0:
-        return factor
-    limit = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
-    return next(divisor for divisor in range(limit, 0, -1) if size % divisor == 0)
+    yield from dict.fromkeys((divisor(rows, f), divisor(inputs, f)) for f in (-1, 2, 4, 8, 16, 32))

@@ -12,15 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from .._types import Factor
 from ..errors import BadValueError, ShapeMismatchError
 from ..ops.dtypes import added, common_dtype, solving, times
 from ..ops.lowrank import best_factors, product_svd
 from ..ops.ranks import COUNTED, RankKind, choose, ranked_svd
+from ..ops.starting import has_kernel, kaiming, pointwise, zeros
 from ..ops.tucker import absorb_input, fit_tucker, tucker_energy
 from ..structures import LowRank
 from ..text import quoted
@@ -31,7 +33,10 @@ from ._peft import folded, scaled_by_peft
 from ._range import filling_range
 from ._stored import number, require_equal, require_matrix, row_numel, tensor
 from ._trained import PeftReading, PeftSettings, TrainingFacts
-from ._trainers import rank_stabilised
+from ._trainers import rank_stabilised, trained_alpha
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _DYLORA_BLOCK = 4  # LyCORIS' default block_size
 # PEFT takes these out of the base weight before it trains, so that what it stores begins at another weight.
@@ -50,6 +55,7 @@ class LoRA(Algorithm):
     )
 
     universal: ClassVar[bool] = True
+    trained_as: ClassVar[tuple[str, ...]] = ("lora", "locon")
 
     up: Tensor = tensor("lora_up.weight")
     down: Tensor = tensor("lora_down.weight")
@@ -100,7 +106,7 @@ class LoRA(Algorithm):
     def filling(self) -> LoRA:
         return filling_range(self)
 
-    def multiplied(self, factor: float) -> LoRA:
+    def multiplied(self, factor: Factor) -> LoRA:
         return replace(self, up=times(self.up, factor))
 
     def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> LowRank:
@@ -108,6 +114,31 @@ class LoRA(Algorithm):
         if self.mid is not None:
             down = absorb_input(solving(self.mid), solving(down)).to(dtype)
         return LowRank(up, down, scale(self.alpha, self.rank, self.fixed_scale))
+
+    # ---- training -------------------------------------------------------------------------------
+
+    @classmethod
+    def begin(
+        cls,
+        weight: Tensor,
+        *,
+        lora_dim: int = 4,
+        alpha: float | None = 1.0,
+        use_tucker: bool = False,
+        use_scalar: bool = False,
+        rs_lora: bool = False,
+    ) -> Self:
+        """ΔW is 0: the outer factor is, or (``use_scalar``) what everything is multiplied by."""
+        outputs, inputs, *kernel = weight.shape
+        one = pointwise(weight.shape)
+        tucker = use_tucker and has_kernel(weight.shape)
+        up = (kaiming if use_scalar else zeros)(weight, outputs, lora_dim, *one)
+        down = kaiming(weight, lora_dim, inputs, *(one if tucker else kernel))
+        mid = kaiming(weight, lora_dim, lora_dim, *kernel) if tucker else None
+        return cls(up, down, mid, trained_alpha(alpha, lora_dim, rs_lora))
+
+    def masked(self, mask: Tensor) -> LoRA:
+        return replace(self, up=self.up * mask.reshape(1, -1, *pointwise(self.up.shape)))
 
     @classmethod
     def fit(cls, request: FitRequest) -> Fitted:

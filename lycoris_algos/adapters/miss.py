@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._types import Factor
 from ..errors import ShapeMismatchError
 from ..ops.dtypes import times
 from ..structures import BlockProduct, Dense, Kronecker, LowRank, Sum
@@ -66,7 +67,7 @@ class MiSS(Algorithm):
     def facts(self) -> dict[str, float]:
         return {"block": self.block.shape[0]}
 
-    def multiplied(self, factor: float) -> MiSS:
+    def multiplied(self, factor: Factor) -> MiSS:
         return replace(self, block=times(self.block, factor))
 
     def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> Kronecker | LowRank:

@@ -28,6 +28,8 @@ class NormWeight(WholeChange):
     reference: ClassVar[str] = _REFERENCE
     keys: ClassVar[KeySpec] = KeySpec(required=("w_norm",))
     target: ClassVar[str] = "weight"
+    trained_as: ClassVar[tuple[str, ...]] = ("norm",)
+    on_bias: ClassVar[str | None] = "norm_bias"
 
     change: Tensor = tensor("w_norm")
 

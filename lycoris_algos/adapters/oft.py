@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeMismatchError
+from ..ops.divisors import factorization
 from ..ops.dtypes import solving
 from ..ops.orthogonal import cayley, skew_from_blocks
+from ..ops.starting import ones, zeros
 from ..structures import RowRotation, RowStack
 from ._base import FLOAT, Algorithm, Base, Shape
 from ._keys import KeySpec
@@ -111,6 +113,16 @@ class DiagOFT(SkewBlocks):
     title: ClassVar[str] = "Diag-OFT"
     reference: ClassVar[str] = _REFERENCE
     dimensions: ClassVar[int] = 3
+    trained_as: ClassVar[tuple[str, ...]] = ("diag-oft", "oft")
+
+    @classmethod
+    def begin(
+        cls, weight: Tensor, *, lora_dim: int = 4, constraint: float = 0.0, rescaled: bool = False
+    ) -> DiagOFT:
+        """Nothing is turned. Blocks are of ``lora_dim`` rows, or of the nearest size below that divides."""
+        size, count = factorization(weight.shape[0], lora_dim)
+        rescale = ones(weight, weight.shape[0], *(1 for _ in weight.shape[1:])) if rescaled else None
+        return cls(zeros(weight, count, size, size), rescale, float(constraint))
 
     def structure(self, shape: Shape, dtype: torch.dtype = FLOAT, base: Base = None) -> RowRotation:
         rotation = self.rotations()

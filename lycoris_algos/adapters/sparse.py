@@ -19,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._types import Factor
 from ..errors import ShapeMismatchError
 from ..ops.dtypes import times
 from ..structures import Sparse
@@ -92,7 +93,7 @@ class SparseWeight(_Elements):
         kind = torch.int16 if max(residual.shape) < _INT16 // 2 else torch.int32
         return cls(positions.to(kind), residual[row, column], size.to(kind))
 
-    def multiplied(self, factor: float) -> SparseWeight:
+    def multiplied(self, factor: Factor) -> SparseWeight:
         return replace(self, values=times(self.values, factor))
 
     def beside(self, algorithm: Algorithm | None) -> tuple[Extra, str]:

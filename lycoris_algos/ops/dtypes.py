@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._types import Factor
+
 #: What files may be stored in, by the names that people choose from.
 STORED_DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -39,7 +41,7 @@ def to_compute(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tens
     return tensor.to(device, non_blocking=True).to(dtype)
 
 
-def times(tensor: Tensor, factor: float) -> Tensor:
+def times(tensor: Tensor, factor: Factor) -> Tensor:
     """``tensor``·``factor`` in its own dtype, computed in float32 (or float64) and rounded once."""
     return (tensor.to(compute_dtype(tensor.dtype)) * factor).to(tensor.dtype)
 

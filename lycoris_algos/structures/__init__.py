@@ -11,7 +11,7 @@ from __future__ import annotations
 from ._base import Structure, pays
 from .apply import apply_, enlarged
 from .butterfly import ColumnButterfly, RowButterfly
-from .composed import Enlarged, RowSlice, RowStack, Sum, require_enlargement
+from .composed import Enlarged, RowSlice, RowStack, ScaledRows, Sum, require_enlargement
 from .decomposed import ColumnDecomposed, Decomposed, RowDecomposed
 from .dense import Dense
 from .hadamard import Hadamard
@@ -45,6 +45,7 @@ __all__ = [
     "RowScaling",
     "RowSlice",
     "RowStack",
+    "ScaledRows",
     "Sparse",
     "Structure",
     "Sum",

@@ -211,6 +211,14 @@ class Structure(Brief, ABC):
         """
         return operation.through(x, self.delta(operation.matrix if self.needs_weight else None))
 
+    @property
+    def work(self) -> int | None:
+        """How many multiplications ``forward`` takes for each position, beside the layer's own output.
+
+        None where it forms ΔW, or asks the layer about other inputs than ``x``.
+        """
+        return None
+
     # ---- the flat form ----------------------------------------------------------------------------
 
     def to_values(self) -> tuple[Any, ...]:

@@ -61,6 +61,10 @@ class RowButterfly(Structure):
             own = base[:, first:last].contiguous()
             rows[:, first:last].add_(self._turned(own).sub_(own), alpha=multiplier)
 
+    @property
+    def work(self) -> int:
+        return self.rotations.numel()
+
     def forward(self, x: Tensor, operation: LayerOperation) -> Tensor:
         if operation.grouped:  # outputs of other groups see other inputs
             return super().forward(x, operation)

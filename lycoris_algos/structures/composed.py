@@ -75,6 +75,12 @@ class Sum(Structure):
         for term, own in self._weighted:
             term.add_rows_(rows, start, multiplier * own, base)
 
+    @property
+    def work(self) -> int | None:
+        works = [term.work for term in self.terms]
+        known = [work for work in works if work is not None]
+        return sum(known) if len(known) == len(works) else None
+
     def forward(self, x: Tensor, operation: LayerOperation) -> Tensor:
         if not self.terms:
             return torch.zeros_like(operation(x))
@@ -122,7 +128,7 @@ class RowStack(Structure):
             return super().forward(x, operation)
         pieces = torch.split(operation.weight, self._heights)
         outputs = [
-            term.forward(x, replace(operation, weight=own))
+            term.forward(x, replace(operation, weight=own, known=None))
             for term, own in zip(self.terms, pieces, strict=True)
         ]
         return torch.cat(outputs, dim=operation.channel_axis)
@@ -144,6 +150,46 @@ class _Wrapper(Structure):
 
     def reach(self) -> float | None:
         return self.inner.reach()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScaledRows(_Wrapper):
+    """Each row of another structure's change times a number of ``vector`` (o,): dropout of outputs."""
+
+    kind: ClassVar[str] = "scaled rows"
+
+    vector: Tensor
+
+    @property
+    def size(self) -> tuple[int, int | None]:
+        return self.vector.numel(), self.inner.size[1]
+
+    @property
+    def exact_rank(self) -> int | None:
+        return self.inner.exact_rank
+
+    @property
+    def work(self) -> int | None:
+        return self.inner.work
+
+    def reach(self) -> float | None:
+        reach = self.inner.reach()
+        return None if reach is None else reach * float(self.vector.abs().max())
+
+    def delta(self, weight: Tensor | None = None) -> Tensor:
+        return self.inner.delta(weight) * self.vector[:, None]
+
+    def factors(self, weight: Tensor | None = None) -> Factors | None:
+        own = self.inner.factors(weight)
+        return None if own is None else (own[0] * self.vector[:, None], own[1])
+
+    def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
+        own = torch.zeros_like(rows)
+        self.inner.add_rows_(own, start, multiplier, base)
+        rows.addcmul_(own, self.vector[start : start + rows.shape[0], None])
+
+    def forward(self, x: Tensor, operation: LayerOperation) -> Tensor:
+        return operation.scaled(self.inner.forward(x, operation), self.vector)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

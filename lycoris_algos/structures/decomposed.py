@@ -86,6 +86,10 @@ class RowDecomposed(Decomposed):
                 factors = self._factors(self.measured(combined), slice(start + first, start + last))
                 _blend_(rows[first:last], base[first:last], combined, factors[:, None], multiplier)
 
+    @property
+    def work(self) -> int | None:
+        return self.inner.work
+
     def forward(self, x: Tensor, operation: LayerOperation) -> Tensor:
         y = operation(x)
         factors = self._factors(self._known_norms(operation), slice(None))

@@ -76,7 +76,12 @@ class Hadamard(Structure):
                 w2 = mm_rows(self.a2[own], self.b2, second[: end - begin])
                 rows[begin:end].addcmul_(w1, w2, value=value)
 
+    @property
+    def work(self) -> int | None:
+        low_rank = self.exact_rank <= _AS_LOW_RANK and pays(self.exact_rank, *self.size)
+        return self.exact_rank * sum(self.size) if low_rank else None
+
     def forward(self, x: Tensor, operation: LayerOperation) -> Tensor:
-        if self.exact_rank <= _AS_LOW_RANK and pays(self.exact_rank, *self.size):
+        if self.work is not None:
             return LowRank(*self.factors()).forward(x, operation)
         return super().forward(x, operation)

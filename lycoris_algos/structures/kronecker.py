@@ -96,6 +96,11 @@ class Kronecker(Structure):
                 part = own[:, column * wide : (column + 1) * wide]
                 part.addmm_(left, down * elements[block, column], alpha=multiplier)
 
+    @property
+    def work(self) -> int:
+        rows, columns = self.size
+        return columns * self.second.size[0] + rows * self.first.size[1]
+
     def forward(self, x: Tensor, operation: LayerOperation) -> Tensor:
         """(first ⊗ second)·x = second·X·firstᵀ, x seen as a matrix X: each factor on its own axis."""
         if operation.grouped:

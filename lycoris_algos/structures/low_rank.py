@@ -48,6 +48,10 @@ class LowRank(Structure):
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         addmm_rows_(rows, self.up[start : start + rows.shape[0]], self.down, multiplier * self.scale)
 
+    @property
+    def work(self) -> int:
+        return self.exact_rank * sum(self.size)
+
     def forward(self, x: Tensor, operation: LayerOperation) -> Tensor:
         if operation.grouped:
             return super().forward(x, operation)

@@ -49,6 +49,10 @@ class RowRotation(Structure):
                 turned = torch.bmm(change[first:last], blocks, out=buffer[: last - first])
                 rows[own].view(turned.shape).add_(turned, alpha=multiplier)
 
+    @property
+    def work(self) -> int:
+        return self.change.numel()
+
     def forward(self, x: Tensor, operation: LayerOperation) -> Tensor:
         if operation.grouped:  # outputs of other groups see other inputs
             return super().forward(x, operation)

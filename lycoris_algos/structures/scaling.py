@@ -30,6 +30,10 @@ class RowScaling(Structure):
     def add_rows_(self, rows: Tensor, start: int, multiplier: float, base: Tensor) -> None:
         rows.addcmul_(base, self.vector[start : start + rows.shape[0], None], value=multiplier)
 
+    @property
+    def work(self) -> int:
+        return self.vector.numel()
+
     def forward(self, x: Tensor, operation: LayerOperation) -> Tensor:
         return operation.scaled(operation(x), self.vector)
 

@@ -76,10 +76,23 @@ def _ia3_peft_bias(tensors: Arrays, bias: np.ndarray) -> np.ndarray:
     return _scaled(bias, tensors["ia3_l"] - 1, 0)
 
 
-@oracle("tlora", "q_layer.weight", "p_layer.weight", "lambda_layer", "alpha")
+@oracle(
+    "tlora",
+    "q_layer.weight",
+    "p_layer.weight",
+    "lambda_layer",
+    "base_q",
+    "base_p",
+    "base_lambda",
+    "alpha",
+)
 def _tlora(tensors: Arrays, weight: np.ndarray) -> np.ndarray:
     q, p = matrix(tensors["q_layer.weight"]), matrix(tensors["p_layer.weight"])
     trained = two_factors(p * tensors["lambda_layer"].reshape(1, -1), q)
+    if "base_q" in tensors:
+        p, q = matrix(tensors["base_p"]), matrix(tensors["base_q"])
+        start = two_factors(p * tensors["base_lambda"].reshape(1, -1), q)
+        return ratio(tensors, q.shape[0]) * (trained - start).reshape(weight.shape)
     u, s, vh = np.linalg.svd(matrix(weight), full_matrices=False)
     start = np.zeros(trained.shape)
     for a in range(min(q.shape[0], len(s))):

@@ -136,6 +136,20 @@ def _tlora(draw: Draw) -> Iterator[Case]:
         return found
 
     yield case("linear", LAYERS["linear"], 4)
+    known = ("q_layer.weight", "p_layer.weight", "lambda_layer")
+    for kind, shape, sizes in (
+        ("linear", LAYERS["linear"], [(4, LAYERS["linear"][1]), (LAYERS["linear"][0], 4), (1, 4)]),
+        (
+            "conv2d_3x3",
+            LAYERS["conv2d_3x3"],
+            [(3, *LAYERS["conv2d_3x3"][1:]), (LAYERS["conv2d_3x3"][0], 3, 1, 1), (1, 3)],
+        ),
+    ):
+        tensors = {key: draw(*size) for key, size in zip(known, sizes, strict=True)}
+        starts = {
+            key: draw(*size) for key, size in zip(("base_q", "base_p", "base_lambda"), sizes, strict=True)
+        }
+        yield Case(f"{kind}-known_start", ("tlora",), {**tensors, **starts, "alpha": alpha(2.0)}, shape)
     yield case("linear_wide", LAYERS["linear_wide"], 2)
     yield case("conv2d_1x1", LAYERS["conv2d_1x1"], 3)
     yield case("rank_1", LAYERS["linear"], 1)

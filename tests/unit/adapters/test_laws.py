@@ -155,6 +155,7 @@ def test_multiplied_is_the_multiplied_delta_in_the_same_form(target: Target) -> 
     expected = to_numpy(layer.delta(weight))
     assert layer.multiplied(1.0) is layer
     dependent = {part.algo for part in layer.components() if getattr(part, "needs_weight", True)}
+    dependent |= {"tlora"} & set(target.algos)  # what it starts from is no factor, known or not
     assert layer.linear == (dependent <= LINEAR_IN_A_FACTOR)
     for multiplier in (0.7, -2.0):
         scaled = layer.multiplied(multiplier)

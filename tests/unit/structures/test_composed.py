@@ -11,7 +11,16 @@ from samples import Target
 from torch import Tensor
 
 from lycoris_algos import ShapeMismatchError
-from lycoris_algos.structures import Dense, Enlarged, LowRank, RowSlice, Sum, apply_
+from lycoris_algos.structures import (
+    Dense,
+    Enlarged,
+    LayerOperation,
+    LowRank,
+    RowSlice,
+    ScaledRows,
+    Sum,
+    apply_,
+)
 
 
 def close(got: Tensor, expected: np.ndarray, target: Target) -> None:
@@ -99,3 +108,29 @@ def test_the_factors_of_a_sum_are_those_of_all_its_terms(target: Target) -> None
     if factors is not None:
         close(factors[0] @ factors[1], 0.5 * expected - 2.0 * to_numpy(thin.delta()), target)
     assert Sum((structure, Dense(matrix))).factors(matrix) is None
+
+
+@every_target
+def test_scaled_rows_are_those_of_the_change_times_a_number_each(target: Target) -> None:
+    structure, matrix, expected = made(target)
+    vector = torch.linspace(-1, 2, matrix.shape[0], dtype=torch.float64)
+    scaled = ScaledRows(structure, vector)
+    wanted = expected * to_numpy(vector)[:, None]
+    given = matrix if scaled.needs_weight else None
+    assert scaled.size == (matrix.shape[0], structure.size[1])
+    assert (scaled.exact_rank, scaled.work) == (structure.exact_rank, structure.work)
+    close(scaled.delta(given), wanted, target)
+    factors, reach = scaled.factors(given), scaled.reach()
+    if factors is not None:
+        close(factors[0] @ factors[1], wanted, target)
+    assert reach is None or reach >= np.abs(wanted).max() * (1 - 1e-9)
+    rows = matrix.clone()
+    scaled.add_rows_(rows, 0, 0.7, rows)
+    close(rows, to_numpy(matrix) + 0.7 * wanted, target)
+    if len(target.shape) != 2:
+        return
+    x = torch.randn(3, matrix.shape[1], dtype=torch.float64)
+    operation = LayerOperation(matrix)
+    close(scaled.forward(x, operation), to_numpy(x) @ wanted.T, target)
+    known = LayerOperation(matrix, known=(x, operation(x)))
+    close(scaled.forward(x, known), to_numpy(x) @ wanted.T, target)
