@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from .. import structures
-from .._types import Factor
 from ..errors import (
     AmbiguousAdapterError,
     BadValueError,
@@ -180,12 +179,12 @@ class LayerAdapter(Brief):
         items = (*self.weight_components, *self.bias_extras)
         return self.magnitude is None and all(item.linear for item in items)
 
-    def multiplied(self, factor: Factor) -> LayerAdapter | None:
+    def multiplied(self, factor: float) -> LayerAdapter | None:
         """The same with ``factor``·ΔW on weight and bias, in the same form.
 
         None where no stored factor does that: with DoRA, and for algorithms that are not linear in one.
         """
-        if isinstance(factor, float) and factor == 1.0:
+        if factor == 1.0:
             return self
         if not self.linear:
             return None

@@ -6,13 +6,16 @@
 """
 
 from .module import AdapterModule, train
+from .parameters import ParameterAdapter, parametrize
 from .timesteps import clear_timestep_mask, compute_timestep_mask, get_timestep_mask, set_timestep_mask
 
 __all__ = [
     "AdapterModule",
+    "ParameterAdapter",
     "clear_timestep_mask",
     "compute_timestep_mask",
     "get_timestep_mask",
+    "parametrize",
     "set_timestep_mask",
     "train",
 ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,21 +17,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ..adapters import Algorithm, LayerAdapter, begin, change_in_step, resumed
+from ..adapters import LayerAdapter, begin, change_in_step, resumed
 from ..errors import BadValueError
 from ..ops.dtypes import compute_dtype
 from ..structures import Structure
 from ..text import quoted
 from .attachment import Attachment
 from .layers import Layer
-from .tensors import TrainedTensors
-from .timesteps import get_timestep_mask
+from .step import Step
+from .tensors import scaled
 
 # To make a change of the weight, and to go back from it, is about as much work as so many positions of input.
 _FORMING = 3
 
 
-class AdapterModule(TrainedTensors, Attachment):
+class AdapterModule(Step, Attachment):
     """``adapter``, trained on ``module``: a Linear, a convolution, a norm or an embedding.
 
     ``multiplier`` is the strength m. In training, ``dropout`` drops elements of what the change adds to the
@@ -66,6 +65,7 @@ class AdapterModule(TrainedTensors, Attachment):
         self.rank_dropout_scale = rank_dropout_scale
         self.module_dropout = module_dropout
         self.bypass_mode = bypass_mode
+        self.drops_ranks = bool(bypass_mode)
         self.mask_group_id = mask_group_id
         self.grad_ckpt = False
         adapter.fits(self.layer.shape)
@@ -103,19 +103,18 @@ class AdapterModule(TrainedTensors, Attachment):
 
     @torch.no_grad()
     def apply_max_norm(self, max_norm: float, device: Any = None) -> tuple[bool | None, Tensor | None]:
-        """Makes the change's norm at most ``max_norm``: (whether that made it smaller, the norm afterwards).
+        """Makes the norm of its ΔW (DoRA aside) at most ``max_norm``: (whether it was more, the norm now).
 
         (None, None) for what is not in proportion to its tensors.
         """
         adapter = self.adapter
-        if not adapter.linear or adapter.needs_weight:
+        algorithm = adapter.algorithm
+        if algorithm is None or not algorithm.linear or algorithm.needs_weight:
             return None, None
-        norm = adapter.delta(self.layer.shape).norm().to(device)
+        norm = LayerAdapter(algorithm).delta(self.layer.shape).norm().to(device)
         if not norm > max_norm:
             return False, norm
-        smaller = adapter.multiplied(float(max_norm / norm))
-        assert smaller is not None
-        self.load_adapter(smaller)
+        self.load_adapter(scaled(adapter, float(max_norm / norm)))
         return True, norm.new_tensor(max_norm)
 
     # ---- a step -----------------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ class AdapterModule(TrainedTensors, Attachment):
         return self._forward(x, *args, **kwargs)
 
     def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        adapter, kept = self._in_step()
+        adapter, kept = self.in_step(self.layer.shape[0])
         if not adapter.weight_components:
             return self._shifted(self.org_forward(x, *args, **kwargs), adapter)
         dtype = compute_dtype(self.dtype)
@@ -146,38 +145,6 @@ class AdapterModule(TrainedTensors, Attachment):
                 self.org_forward(x, *args, **kwargs), self.layer.run(x, factors[0]) @ factors[1]
             )
         return self._by_weight(self._delta(change, x.device), adapter, x, *args, **kwargs)
-
-    def _in_step(self) -> tuple[LayerAdapter, Tensor | None]:
-        """(what this step computes with, what each row of its change is multiplied by)."""
-        adapter = self.adapter
-        algorithm = adapter.algorithm
-        if algorithm is not None:
-            algorithm = self._active(algorithm.drawn() if self.training else algorithm)
-        kept = None
-        if self.training and self.rank_dropout:
-            ranks = algorithm.rank if algorithm is not None and self.bypass_mode else None
-            masked = None
-            if algorithm is not None and ranks is not None:
-                masked = algorithm.masked(self._drawn(ranks))
-            kept = self._drawn(self.layer.shape[0]) if masked is None else None
-            algorithm = masked or algorithm
-        if algorithm is adapter.algorithm:
-            return adapter, kept
-        return replace(adapter, algorithm=algorithm), kept
-
-    def _active(self, algorithm: Algorithm) -> Algorithm:
-        """``algorithm`` with the ranks that this timestep has; beyond the mask they are all active."""
-        mask = get_timestep_mask(self.mask_group_id) if algorithm.scheduled else None
-        if mask is None or algorithm.rank is None:
-            return algorithm
-        own = mask.reshape(-1)[: algorithm.rank].to(self.device)
-        own = functional.pad(own, (0, algorithm.rank - own.numel()), value=1.0)
-        return algorithm.masked(own) or algorithm
-
-    def _drawn(self, count: int) -> Tensor:
-        """0 for those of ``count`` that ``rank_dropout`` drops, 1 (or more) for the others."""
-        kept = (torch.rand(count, device=self.device) >= self.rank_dropout).to(self.dtype)
-        return kept / kept.mean().clamp_min(1 / count) if self.rank_dropout_scale else kept
 
     def _pays(self, change: Structure, x: Tensor) -> bool:
         """Whether changing activations is cheaper than changing the weight.

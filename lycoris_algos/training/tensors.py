@@ -6,12 +6,14 @@ that to the adapter.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import LayerAdapter, known_suffixes, trained_suffixes, with_tensors
+from .._types import Factor
+from ..adapters import Algorithm, LayerAdapter, known_suffixes, trained_suffixes, with_tensors
 from ..errors import BadValueError, ShapeMismatchError
 from ..text import quoted
 
@@ -19,14 +21,14 @@ from ..text import quoted
 class TrainedTensors(nn.Module):
     """The tensors of ``adapter``: parameters, or buffers where they are not trained. Numbers stay numbers.
 
-    ``scalar`` trains a number besides, which all of the change is multiplied by and which starts at 0.
+    ``scalar`` trains a number besides, which the algorithm's change is multiplied by and which starts at 0.
     """
 
     scalar: Tensor
 
     def hold(self, adapter: LayerAdapter, scalar: bool) -> None:
         """Takes the tensors over, once. Raises BadValueError for a scalar where nothing can be multiplied."""
-        if scalar and not adapter.linear:
+        if scalar and (adapter.algorithm is None or not adapter.algorithm.linear):
             raise BadValueError(f"{' + '.join(adapter.titles)} cannot be multiplied by a trained number")
         if scalar:
             self.register_parameter("scalar", nn.Parameter(torch.zeros(())))
@@ -57,9 +59,7 @@ class TrainedTensors(nn.Module):
         adapter = with_tensors(self._template, self._held())
         if "scalar" not in self._parameters:
             return adapter
-        multiplied = adapter.multiplied(self.scalar)
-        assert multiplied is not None  # ``hold`` has asked
-        return multiplied
+        return scaled(adapter, self.scalar)
 
     def _held(self) -> dict[str, Tensor]:
         return {suffix: getattr(owner, name) for suffix, owner, name in self._places}
@@ -124,3 +124,10 @@ class TrainedTensors(nn.Module):
         if "scalar" in self._parameters:  # what is loaded has it in its factors
             state_dict.setdefault(f"{prefix}scalar", torch.ones(()))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def scaled(adapter: LayerAdapter, factor: Factor) -> LayerAdapter:
+    """``adapter`` whose algorithm, which has a factor for that, changes ``factor`` times as much."""
+    algorithm = None if adapter.algorithm is None else adapter.algorithm.multiplied(factor)
+    assert isinstance(algorithm, Algorithm)
+    return replace(adapter, algorithm=algorithm)
