@@ -123,7 +123,7 @@ class Attachment(nn.Module):
         ``precise`` keeps both in float64 beside the layer, so that merging over and over loses nothing.
         Raises MergeError for a quantised layer.
         """
-        self._require_plain()
+        self.require_mergeable()
         module: Any = self.layer.module
         if not precise:
             module.__dict__.pop(_EXACT, None)
@@ -142,7 +142,7 @@ class Attachment(nn.Module):
     @torch.no_grad()
     def onfly_merge(self, multiplier: float = 1.0) -> None:
         """``merge_to`` that ``onfly_restore`` takes back, to the last bit."""
-        self._require_plain()
+        self.require_mergeable()
         bias = self.layer.bias
         self._before_merge = (
             self.org_weight.detach().cpu().clone(),
@@ -173,7 +173,8 @@ class Attachment(nn.Module):
         elif bias is not None:
             module.bias.data.copy_(bias)
 
-    def _require_plain(self) -> None:
+    def require_mergeable(self) -> None:
+        """Raises MergeError for a layer whose weight is not plain numbers."""
         if self.layer.is_quantised:
             raise MergeError(
                 "nothing can be merged into a quantised layer (weight-only FP8, bitsandbytes, torchao): "
