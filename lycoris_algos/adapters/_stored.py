@@ -125,12 +125,11 @@ class Stored(Brief, ABC):
         A training step does this for every layer.
         """
         fresh = object.__new__(type(self))
-        for field in _fields(type(self)):
-            value, key = getattr(self, field.name), field.metadata.get(_KEY)
-            if key is not None and key in tensors:
-                kind = field.metadata[_KIND]
+        for name, key, kind in _slots(type(self)):
+            value = getattr(self, name)
+            if key in tensors:
                 value = tensors[key] if kind in ("real", "whole") else _READERS[kind](key, tensors[key])
-            object.__setattr__(fresh, field.name, value)
+            object.__setattr__(fresh, name, value)
         return fresh
 
     def trained(self) -> frozenset[str]:
@@ -214,6 +213,18 @@ def _ints(key: str, stored: Tensor) -> tuple[int, ...]:
 
 
 _READERS = {"real": _real, "whole": _whole, "number": _number, "ints": _ints}
+
+
+_SLOTS: dict[type[Stored], tuple[tuple[str, str, str], ...]] = {}
+
+
+def _slots(cls: type[Stored]) -> tuple[tuple[str, str, str], ...]:
+    """(name, key, kind) of every field, "" where it is not stored. A table that torch.compile can follow."""
+    known = _SLOTS.get(cls)
+    if known is None:
+        own = ((f.name, f.metadata.get(_KEY, ""), f.metadata.get(_KIND, "")) for f in _fields(cls))
+        known = _SLOTS[cls] = tuple(own)
+    return known
 
 
 @functools.cache

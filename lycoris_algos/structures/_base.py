@@ -8,7 +8,6 @@ one dtype. Whatever computes is called on such a one only.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -292,6 +291,13 @@ def _unflatten(values: Iterator[Any]) -> Any:
     return tuple(_unflatten(values) for _ in range(int(value.removeprefix(_TUPLE))))
 
 
-@functools.cache
+_NAMES: dict[type[Structure], tuple[str, ...]] = {}
+
+
 def _names(cls: type[Structure]) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+    """The fields of a kind. A table that torch.compile can follow, which a cached function is not."""
+    known = _NAMES.get(cls)
+    if known is None:
+        own = dataclasses.fields(cls)  # type: ignore[arg-type]
+        known = _NAMES[cls] = tuple(field.name for field in own)
+    return known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..structures import LayerOperation
 from ..text import Brief
-from .quantised import dense_weight, is_linear, is_quantised
+from .quantised import dequantised, is_linear, is_quantised
 
 _CONVOLUTIONS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
 #: The forwards that do nothing but the operation of ``Layer.run``.
@@ -33,10 +33,25 @@ class Layer(Brief):
     options: dict[str, Any] = field(default_factory=dict)
     #: What a convolution whose borders are not zeros pads its input with: (amounts, mode).
     padding: tuple[Sequence[int], str] | None = None
+    #: Whether its weight is not stored as plain numbers, so that nothing can be merged into it.
+    is_quantised: bool = False
+    #: Whether its forward is ``run`` and nothing else.
+    is_plain: bool = False
 
     @classmethod
     def of(cls, module: nn.Module) -> Layer | None:
         """``module`` as a layer; None for one that cannot be trained."""
+        layer = cls._of(module)
+        if layer is None:
+            return None
+        quantised = is_quantised(module)
+        forwards = {base.forward for base in _PLAIN}
+        renorms = getattr(module, "max_norm", None) is not None
+        plain = type(module).forward in forwards and not renorms and not quantised
+        return replace(layer, is_quantised=quantised, is_plain=plain)
+
+    @classmethod
+    def _of(cls, module: nn.Module) -> Layer | None:
         if is_linear(module):
             return cls(module, "linear", (int(module.out_features), int(module.in_features)))  # type: ignore[arg-type]
         if isinstance(module, nn.Embedding):
@@ -78,21 +93,12 @@ class Layer(Brief):
         """Whether its weight scales the elements of what is normalised."""
         return self.kind in ("layernorm", "groupnorm")
 
-    @property
-    def is_quantised(self) -> bool:
-        """Whether its weight is not stored as plain numbers, so that nothing can be merged into it."""
-        return is_quantised(self.module)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether its forward is ``run`` and nothing else."""
-        forwards = {base.forward for base in _PLAIN}
-        renorms = getattr(self.module, "max_norm", None) is not None
-        return type(self.module).forward in forwards and not renorms and not self.is_quantised
-
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Its weight as numbers (in ``dtype`` where it is quantised), without a gradient."""
-        return dense_weight(self.module, dtype)
+        if self.is_quantised:
+            return dequantised(self.module, dtype)
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return weight.detach()
 
     @property
     def bias(self) -> Tensor | None:

@@ -27,14 +27,12 @@ def is_quantised(module: nn.Module) -> bool:
     return not weight.is_floating_point() or weight.element_size() == 1 or _is_torchao(weight)
 
 
-def dense_weight(module: Any, dtype: torch.dtype) -> Tensor:
-    """The weight of ``module`` as plain numbers, without a gradient; in ``dtype`` where it is quantised.
+def dequantised(module: Any, dtype: torch.dtype) -> Tensor:
+    """The weight of a quantised ``module`` as plain numbers of ``dtype``, without a gradient.
 
     A layer whose form is not known here is asked what it does to each input, which is its weight too.
     """
     weight: Tensor = module.weight
-    if not is_quantised(module):
-        return weight.detach()
     with torch.no_grad():
         scale = getattr(module, "weight_scale", None)
         if isinstance(weight, Tensor) and weight.is_floating_point() and not _is_torchao(weight):

@@ -106,6 +106,17 @@ def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
     assert (tmp_path / "copy.safetensors").is_file()
 
 
+def test_the_example_of_training_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs/training.md").read_text("utf-8")
+    (example,) = [body for language, body in _FENCE.findall(text) if language == "python"]
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{example}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "trained.safetensors").is_file()
+
+
 def test_the_picture_of_the_rooms_is_what_the_imports_say() -> None:
     expected = picture(rooms())
     assert "adapters --> structures" in expected

@@ -17,7 +17,7 @@ from ...text import quoted
 from ..layers import Layer
 from ..module import AdapterModule
 from ..parameters import ParameterAdapter, parametrize
-from ..quantised import dense_weight, is_fp8_linear, is_linear
+from ..quantised import dequantised, is_fp8_linear, is_linear
 
 _log = logging.getLogger("LyCORIS")
 _OPERATIONS = {
@@ -179,7 +179,7 @@ class LycorisBaseModule(AdapterModule):
 
 def dequantize_weight_only_fp8(module: nn.Module) -> Tensor:
     """The weight of a linear layer of fp8 numbers and a scale, in float32."""
-    return dense_weight(module, torch.float32)
+    return dequantised(module, torch.float32)
 
 
 def _bypass(layer: Layer, asked: bool | None) -> bool | None:
