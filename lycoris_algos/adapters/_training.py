@@ -82,7 +82,8 @@ def with_tensors(layer: LayerAdapter, tensors: Mapping[str, Tensor]) -> LayerAda
 
 def change_in_step(layer: LayerAdapter, shape: Shape, dtype: torch.dtype, kept: Tensor | None) -> Structure:
     """What ``layer`` does to a weight of ``shape``, each row of its ΔW times a number of ``kept`` (o,)."""
-    change = replace(layer, magnitude=None, reshape=None).structure(shape, dtype)
+    plain = layer.magnitude is None and layer.reshape is None
+    change = (layer if plain else replace(layer, magnitude=None, reshape=None)).structure(shape, dtype)
     if kept is not None:
         change = ScaledRows(change, kept)
     return change if layer.magnitude is None else layer.magnitude.around(change)

@@ -71,7 +71,10 @@ class LayerOperation(Brief):
 
     def mixed(self, x: Tensor, matrix: Tensor) -> Tensor:
         """``x`` with its channels (n) mapped to others by ``matrix`` (m, n)."""
-        return (x.movedim(self.channel_axis, -1) @ matrix.T).movedim(-1, self.channel_axis)
+        ones = tuple(1 for _ in self.kernel)
+        if not ones:
+            return functional.linear(x, matrix)
+        return _CONVOLUTIONS[2 + len(ones)](x, matrix.reshape(*matrix.shape, *ones))  # no axis is moved
 
     def scaled(self, x: Tensor, vector: Tensor) -> Tensor:
         """``x`` with each of its channels times a number of ``vector`` (n,)."""

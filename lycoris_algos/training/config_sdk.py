@@ -9,7 +9,7 @@ from typing import Any
 
 from ..adapters import trainable, training_options
 from ..errors import LycorisError
-from ..text import listed, quoted
+from ..text import Brief, listed, quoted
 from .modules import MODULE_LIST
 
 VALID_PRESET_KEYS: tuple[str, ...] = (
@@ -35,7 +35,7 @@ class PresetValidationError(LycorisError, ValueError):
 
 
 @dataclass(frozen=True)
-class AlgoSpec:
+class AlgoSpec(Brief):
     """An algorithm, and the options that its layers may be given."""
 
     name: str
@@ -79,7 +79,7 @@ def list_algorithms() -> Iterable[AlgoSpec]:
 
 
 @dataclass
-class AlgoOverride:
+class AlgoOverride(Brief):
     """Another algorithm, or other options, for some layers."""
 
     algo: str | None = None
@@ -113,7 +113,7 @@ class AlgoOverride:
 
 
 @dataclass
-class PresetConfig:
+class PresetConfig(Brief):
     """A preset. What is None (or an empty table) is not in it, and changes nothing when it is applied."""
 
     enable_conv: bool | None = None
