@@ -14,7 +14,7 @@ from lycoris_algos.ops.divisors import divisor, factorization, power2factorizati
         (128, -1, (8, 16)),
         (250, -1, (10, 25)),
         (360, 4, (4, 90)),
-        (360, 16, (12, 30)),
+        (360, 16, (15, 24)),
         (512, 64, (8, 64)),  # the factor itself divides, and the smaller of both comes first
         (1024, -1, (32, 32)),
         (7, 3, (1, 7)),
