@@ -95,7 +95,7 @@ _LEVELS = (
 _PARTS = {
     "middle": "mid(?:dle)?_block",
     FINAL: (
-        "out|out_layer|(?:audio_)?proj_out|conv_out|conv_norm_out|norm_out|norm_final|final_(?:layer|linear|norm)|head|last"
+        "out|out_layer|(?:audio_)?proj_out|transformer_project_out|conv_out|conv_norm_out|norm_out|norm_final|final_(?:layer|linear|norm)|head|last"
         "|(?:audio_)?scale_shift_table|clf|modF|nerf_final_layer_conv|detokenizer_(?:norm|proj_out)"
         "|decoder_(?:norm_out|proj_out|scale_shift_table)"
     ),
