@@ -128,7 +128,10 @@ export function rulesOf(multipliers) {
     .join(", ");
 }
 
-/** Widgets that take rules, of nodes that have to do with the stack that `node` looks at: [[title, widget]]. */
+/**
+ * Widgets that take rules for the stack that `node` looks at: [[title, widget]]. That of the node which makes the stack,
+ * else those of all others that use it: rules at both would count twice.
+ */
 function targetsOf(node) {
   const slot = node.inputs?.findIndex((input) => input.name === "lycoris");
   const source = slot >= 0 ? node.getInputNode(slot) : null;
@@ -138,9 +141,12 @@ function targetsOf(node) {
     .flatMap((output) => output.links ?? [])
     .map((id) => graph.getLink?.(id) ?? graph.links.get?.(id) ?? graph.links[id])
     .map((link) => link && graph.getNodeById(link.target_id));
-  return [...new Set([source, ...others])]
-    .map((other) => [other?.title, other?.widgets?.find((widget) => widget.name === TARGET)])
-    .filter(([, widget]) => widget);
+  const among = (nodes) =>
+    [...new Set(nodes)]
+      .map((other) => [other?.title, other?.widgets?.find((widget) => widget.name === TARGET)])
+      .filter(([, widget]) => widget);
+  const own = among([source]);
+  return own.length ? own : among(others);
 }
 
 // ---- the panel --------------------------------------------------------------------------------------------

@@ -53,7 +53,8 @@ class RunResult:
 
     def images(self) -> list[dict[str, str]]:
         """The pictures that were saved, in the order of the nodes."""
-        shown = [image for output in self.outputs.values() for image in output.get("images", [])]
+        nodes = sorted(self.outputs, key=lambda node: [int(part) for part in node.split(":")])
+        shown = [image for node in nodes for image in self.outputs[node].get("images", [])]
         return [image for image in shown if image.get("type") == "output"]
 
     def text(self, node_id: str | None = None) -> str:
