@@ -132,7 +132,7 @@ def test_the_narrowest_tests_go_first_and_only_those_that_run_the_function() -> 
 
 
 def test_a_run_finds_what_the_tests_notice_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    path, tests = "lycoris_algos/ops/tucker.py", "tests/unit/ops/test_tucker.py"
+    path, tests = "lycoris_algos/ops/scratch.py", "tests/unit/ops/test_scratch.py"
     command = [sys.executable, "-m", "mutants", path, "--workers", "2", "--tests", tests]
 
     def run() -> str:
