@@ -138,7 +138,7 @@ def test_a_run_finds_what_the_tests_notice_and_goes_on_where_it_was(tmp_path: Pa
     def run() -> str:
         environment = {**lab_environment(), "LYCORIS_LAB": str(tmp_path)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: some survived
         return done.stdout
 
     count = len(list(mutants_of([path])))
